@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: (GPL-2.0-only WITH Linux-syscall-note) OR MIT */
+/*
+ * cowsnap - memory you can fork
+ *
+ * /dev/cowsnap hands out memory regions as file descriptors.  A region behaves
+ * like a memfd and has one verb more: FORK, which makes another region that
+ * holds exactly what the first held at one instant.
+ */
+#ifndef _UAPI_LINUX_COWSNAP_H
+#define _UAPI_LINUX_COWSNAP_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/**
+ * DOC: calling convention
+ *
+ * Every ioctl takes a pointer to a struct whose first member is its own size
+ * and whose second is a set of flags.  The rules are the same for all of them:
+ *
+ * - ``size`` smaller than the first published version of the struct: EINVAL;
+ * - ``size`` larger than a page, or larger than the struct this kernel knows
+ *   and with a non-zero byte in the part it does not know: E2BIG;
+ * - an unknown bit in ``flags``, or a reserved member that is not zero: EINVAL;
+ * - a struct that cannot be read, or whose result cannot be written: EFAULT;
+ * - an ioctl that this kernel does not know: ENOTTY.
+ *
+ * Members marked *out* are ignored on the way in.  A struct larger than the
+ * one this kernel knows gets its known part written and no more.
+ * File descriptors are always made with O_CLOEXEC.
+ */
+
+#define COWSNAP_IOC_MAGIC	0xE7
+
+/** define COWSNAP_ABI_VERSION - version of this interface, see QUERY */
+#define COWSNAP_ABI_VERSION	1
+
+/** define COWSNAP_NAME_MAX - bytes in a region's name, with its NUL */
+#define COWSNAP_NAME_MAX	32
+
+/* On /dev/cowsnap */
+#define COWSNAP_IOC_QUERY	_IO(COWSNAP_IOC_MAGIC, 0x00)
+#define COWSNAP_IOC_CREATE	_IO(COWSNAP_IOC_MAGIC, 0x01)
+
+/* On a region */
+#define COWSNAP_IOC_FORK	_IO(COWSNAP_IOC_MAGIC, 0x10)
+#define COWSNAP_IOC_STAT	_IO(COWSNAP_IOC_MAGIC, 0x13)
+
+/**
+ * struct cowsnap_query - what the loaded module is and what it holds
+ * (COWSNAP_IOC_QUERY)
+ *
+ * @size: sizeof(struct cowsnap_query)
+ * @flags: must be 0
+ * @abi_version: out, COWSNAP_ABI_VERSION of the module
+ * @granule_shift_min: out, log2 of the smallest granule CREATE takes, in bytes
+ * @granule_shift_max: out, log2 of the largest granule CREATE takes, in bytes
+ * @__reserved: must be 0
+ * @features: out, COWSNAP_FEATURE_* bits; none is defined yet, so 0
+ * @max_bytes: out, the cap on the granules of all regions together, in bytes
+ *	(the module parameter of that name); 0 means no cap
+ * @held_bytes: out, bytes of granules that all regions together hold now,
+ *	shared granules counted once
+ * @regions: out, regions alive
+ * @nodes: out, tree nodes alive; each costs a few hundred bytes of kernel
+ *	memory that @held_bytes does not count
+ *
+ * Errors: those of the calling convention.
+ */
+struct cowsnap_query {
+	__u32 size;
+	__u32 flags;
+	__u32 abi_version;
+	__u32 granule_shift_min;
+	__u32 granule_shift_max;
+	__u32 __reserved;
+	__aligned_u64 features;
+	__aligned_u64 max_bytes;
+	__aligned_u64 held_bytes;
+	__aligned_u64 regions;
+	__aligned_u64 nodes;
+};
+
+/**
+ * struct cowsnap_create - make a region, the first of a new family
+ * (COWSNAP_IOC_CREATE)
+ *
+ * @size: sizeof(struct cowsnap_create)
+ * @flags: must be 0
+ * @length: bytes in the region, which all read as zero; 0 is allowed (see
+ *	ftruncate(2)); at most the largest file offset
+ * @limit: cap on the granules of the whole family, in bytes; 0 means none.
+ *	At the cap a write(2) fails with ENOSPC, a store raises SIGBUS, and FORK
+ *	of a family above it fails with ENOSPC; what is held stays readable
+ * @granule_shift: log2 of the unit of sharing and copying, in bytes; 0 means
+ *	the page size; otherwise within the limits that QUERY tells
+ * @fd: out, the region
+ * @name: a NUL-terminated name, may be empty; the family's members carry it in
+ *	/proc/PID/maps and /proc/PID/fd
+ *
+ * Errors: EINVAL when @length is larger than a file can be, @granule_shift is
+ * out of range or @name has no NUL; EMFILE or ENFILE when no descriptor is
+ * left; ENOMEM; and those of the calling convention.
+ */
+struct cowsnap_create {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 length;
+	__aligned_u64 limit;
+	__u32 granule_shift;
+	__s32 fd;
+	char name[COWSNAP_NAME_MAX];
+};
+
+/** define COWSNAP_FORK_F_READONLY - make a snapshot, which nobody can change */
+#define COWSNAP_FORK_F_READONLY	(1U << 0)
+
+/**
+ * struct cowsnap_fork - make a region that holds what this one holds now
+ * (COWSNAP_IOC_FORK)
+ *
+ * @size: sizeof(struct cowsnap_fork)
+ * @flags: COWSNAP_FORK_F_* bits
+ * @fd: out, the new member of the family
+ * @__reserved: must be 0
+ *
+ * There is one instant while the ioctl runs such that every store through any
+ * mapping in any process, and every write(2), that came before it is in the new
+ * region, and none that came after it is.  When the ioctl fails there is no new
+ * region, and this one is as it was.
+ *
+ * Errors: ENOSPC when the family holds more than its limit or the module more
+ * than max_bytes; EMFILE or ENFILE when no descriptor is left; ENOMEM; EINTR
+ * when a signal arrived while another operation on the region kept it waiting
+ * (the call is restarted where the handler's SA_RESTART asks for that);
+ * EHWPOISON when a granule pinned for I/O lies in failed memory; and those of
+ * the calling convention.
+ */
+struct cowsnap_fork {
+	__u32 size;
+	__u32 flags;
+	__s32 fd;
+	__u32 __reserved;
+};
+
+/** define COWSNAP_STAT_F_READONLY - the region is a snapshot */
+#define COWSNAP_STAT_F_READONLY	(1U << 0)
+
+/**
+ * struct cowsnap_stat - what a region is and what it cost (COWSNAP_IOC_STAT)
+ *
+ * @size: sizeof(struct cowsnap_stat)
+ * @flags: must be 0
+ * @state: out, COWSNAP_STAT_F_* bits
+ * @granule_shift: out, log2 of the granule, in bytes
+ * @id: out, the region; never used again while the module is loaded
+ * @parent_id: out, the region this one was forked from, 0 for a family's first
+ * @family_id: out, the @id of the family's first region
+ * @length: out, bytes, what fstat(2) tells
+ * @referenced: out, bytes of granules that this region can reach
+ * @exclusive: out, the part of @referenced that no other region reaches: what
+ *	closing this region gives back
+ * @dirty: out, bytes of granules changed since the region last forked or was
+ *	forked
+ * @generation: out, forks between the family's first region, which is 0, and
+ *	this one
+ * @forks: out, forks made of this region, those that failed not counted
+ * @faults: out, page faults that this region's mappings took
+ * @copies: out, granules copied because another region shared them
+ * @reuses: out, writes that found a formerly shared granule unshared again and
+ *	took it as it was
+ * @zero_fills: out, granules made where there was a hole
+ * @bytes_copied: out, bytes copied for @copies
+ *
+ * Figures taken while others change the region are each right for some moment
+ * during the call, not all for the same one.
+ *
+ * Errors: EINTR as for FORK, and those of the calling convention.
+ */
+struct cowsnap_stat {
+	__u32 size;
+	__u32 flags;
+	__u32 state;
+	__u32 granule_shift;
+	__aligned_u64 id;
+	__aligned_u64 parent_id;
+	__aligned_u64 family_id;
+	__aligned_u64 length;
+	__aligned_u64 referenced;
+	__aligned_u64 exclusive;
+	__aligned_u64 dirty;
+	__aligned_u64 generation;
+	__aligned_u64 forks;
+	__aligned_u64 faults;
+	__aligned_u64 copies;
+	__aligned_u64 reuses;
+	__aligned_u64 zero_fills;
+	__aligned_u64 bytes_copied;
+};
+
+#endif /* _UAPI_LINUX_COWSNAP_H */
