@@ -1,0 +1,927 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The persistent radix tree; see tree.h for what it is and how it is locked.
+ *
+ * Invariants:
+ *
+ * - A node whose owner is a tree's epoch is reached from that tree alone, and
+ *   so are all nodes above it.  Nobody copies it, so nobody can take a
+ *   reference on it or on what it points to, except by forking the tree.
+ * - A node that is not owned is never changed.  It may be copied.
+ * - Taking over a node that is not owned is the same as copying it and dropping
+ *   the original, done in place: right when its only reference is that of an
+ *   owned node (or root), because then nobody else can reach it.
+ * - A mark in an interior node says that the child in that slot is owned; a
+ *   mark in a leaf that the granule in that slot is dirty.  Marks mean
+ *   something in owned nodes only.
+ * - No node is empty, once the tree's lock is released.
+ */
+#include <linux/bitops.h>
+#include <linux/errno.h>
+#include <linux/minmax.h>
+#include <linux/percpu_counter.h>
+#include <linux/rcupdate.h>
+#include <linux/refcount.h>
+#include <linux/sched.h>
+#include <linux/slab.h>
+
+#include "account.h"
+#include "granule.h"
+#include "tree.h"
+
+/**
+ * struct cowsnap_node - a node of the tree, a leaf when @shift is 0
+ * @refs: nodes and trees that point here
+ * @shift: log2 of the indices that one slot stands for
+ * @count: slots in use
+ * @owner: the epoch of the only tree that reaches this node and may change it
+ * @marks: a bit for each slot, see above
+ * @rcu: for freeing
+ * @slot: interior nodes, or in a leaf granules
+ *
+ * @count, @marks and @slot of an owned leaf are protected by its class lock,
+ * everything else in owned nodes by tree->lock.
+ */
+struct cowsnap_node {
+	refcount_t refs;
+	u8 shift;
+	u8 count;
+	u64 owner;
+	unsigned long marks;
+	struct rcu_head rcu;
+	void __rcu *slot[];
+};
+
+static_assert(COWSNAP_NODE_SLOTS <= BITS_PER_LONG);
+static_assert(COWSNAP_LEAF_SLOTS <= BITS_PER_LONG);
+static_assert(COWSNAP_LEAF_SHIFT +
+	      (COWSNAP_TREE_HEIGHT - 1) * COWSNAP_NODE_SHIFT >=
+	      COWSNAP_INDEX_BITS);
+
+static struct kmem_cache *leaf_cache;
+static struct kmem_cache *node_cache;
+static struct percpu_counter nr_nodes;
+
+/* Starts at 1: no node is ever owned by epoch 0. */
+static atomic64_t last_epoch = ATOMIC64_INIT(0);
+
+static u64 new_epoch(void)
+{
+	return atomic64_inc_return(&last_epoch);
+}
+
+int cowsnap_tree_module_init(void)
+{
+	int err = percpu_counter_init(&nr_nodes, 0, GFP_KERNEL);
+
+	if (err)
+		return err;
+	leaf_cache = kmem_cache_create("cowsnap_leaf",
+				       struct_size((struct cowsnap_node *)NULL,
+						   slot, COWSNAP_LEAF_SLOTS),
+				       0, SLAB_ACCOUNT, NULL);
+	if (!leaf_cache)
+		goto err_destroy_counter;
+	node_cache = kmem_cache_create("cowsnap_node",
+				       struct_size((struct cowsnap_node *)NULL,
+						   slot, COWSNAP_NODE_SLOTS),
+				       0, SLAB_ACCOUNT, NULL);
+	if (!node_cache)
+		goto err_destroy_leaf_cache;
+	return 0;
+
+err_destroy_leaf_cache:
+	kmem_cache_destroy(leaf_cache);
+err_destroy_counter:
+	percpu_counter_destroy(&nr_nodes);
+	return -ENOMEM;
+}
+
+void cowsnap_tree_module_exit(void)
+{
+	/* Waits for every node_free_rcu(). */
+	rcu_barrier();
+	kmem_cache_destroy(node_cache);
+	kmem_cache_destroy(leaf_cache);
+	percpu_counter_destroy(&nr_nodes);
+}
+
+/* The nodes of all trees; those that wait for RCU to be freed do not count. */
+u64 cowsnap_tree_nodes(void)
+{
+	return percpu_counter_sum_positive(&nr_nodes);
+}
+
+static u8 shift_above(u8 shift)
+{
+	return shift ? shift + COWSNAP_NODE_SHIFT : COWSNAP_LEAF_SHIFT;
+}
+
+static u8 shift_below(u8 shift)
+{
+	return shift == COWSNAP_LEAF_SHIFT ? 0 : shift - COWSNAP_NODE_SHIFT;
+}
+
+static unsigned long shift_slots(u8 shift)
+{
+	return shift ? COWSNAP_NODE_SLOTS : COWSNAP_LEAF_SLOTS;
+}
+
+/* The last index that a root with that shift stands for. */
+static u64 shift_last(u8 shift)
+{
+	return ((u64)shift_slots(shift) << shift) - 1;
+}
+
+static unsigned long node_slots(const struct cowsnap_node *node)
+{
+	return shift_slots(node->shift);
+}
+
+static unsigned long slot_of(const struct cowsnap_node *node, u64 index)
+{
+	return (index >> node->shift) & (node_slots(node) - 1);
+}
+
+/* Does @root stand for @index? */
+static bool root_covers(const struct cowsnap_node *root, u64 index)
+{
+	return root && index <= shift_last(root->shift);
+}
+
+/* For a slot that the caller has locked, or that does not change any more. */
+static void *slot_get(const struct cowsnap_node *node, unsigned long slot)
+{
+	return rcu_dereference_protected(node->slot[slot], true);
+}
+
+static struct cowsnap_node *root_get(const struct cowsnap_tree *tree)
+{
+	return rcu_dereference_protected(tree->root, true);
+}
+
+static struct cowsnap_node *node_alloc(u8 shift, u64 owner)
+{
+	struct cowsnap_node *node;
+
+	node = kmem_cache_zalloc(shift ? node_cache : leaf_cache, GFP_KERNEL);
+	if (!node)
+		return NULL;
+	refcount_set(&node->refs, 1);
+	node->shift = shift;
+	node->owner = owner;
+	percpu_counter_inc(&nr_nodes);
+	return node;
+}
+
+static void node_free_rcu(struct rcu_head *rcu)
+{
+	struct cowsnap_node *node = container_of(rcu, struct cowsnap_node, rcu);
+
+	kmem_cache_free(node->shift ? node_cache : leaf_cache, node);
+}
+
+/*
+ * Drops a reference on @node and returns how many granules went with it.  Calls
+ * itself to the depth of the tree, COWSNAP_TREE_HEIGHT, whatever the number of
+ * generations that shared the node.
+ */
+static unsigned long node_put(struct cowsnap_node *node)
+{
+	unsigned long freed = 0;
+	unsigned long slot;
+
+	if (!refcount_dec_and_test(&node->refs))
+		return 0;
+
+	for (slot = 0; slot < node_slots(node); slot++) {
+		void *child = slot_get(node, slot);
+
+		if (!child)
+			continue;
+		if (node->shift)
+			freed += node_put(child);
+		else
+			freed += cowsnap_granule_put(child);
+	}
+	percpu_counter_dec(&nr_nodes);
+	/* A fault that began before the node was replaced may still read it. */
+	call_rcu(&node->rcu, node_free_rcu);
+	cond_resched();
+	return freed;
+}
+
+static void tree_node_put(struct cowsnap_tree *tree, struct cowsnap_node *node)
+{
+	unsigned long freed = node_put(node);
+
+	if (freed)
+		cowsnap_account_uncharge(tree->account, freed);
+}
+
+/**
+ * cowsnap_tree_init() - make an empty tree
+ * @tree: to be made
+ * @account: what granules that die in it are uncharged from
+ */
+void cowsnap_tree_init(struct cowsnap_tree *tree,
+		       struct cowsnap_account *account)
+{
+	RCU_INIT_POINTER(tree->root, NULL);
+	tree->epoch = new_epoch();
+	mutex_init(&tree->lock);
+	tree->account = account;
+}
+
+/**
+ * cowsnap_tree_share() - the first half of a fork: give a child what a tree has
+ * @child: an empty tree that nobody else knows yet
+ * @parent: all of its class locks are held until it is sealed
+ *
+ * Until cowsnap_tree_seal() the child may be changed, the parent may not; and
+ * the fork can be given up by destroying the child.
+ */
+void cowsnap_tree_share(struct cowsnap_tree *child, struct cowsnap_tree *parent)
+{
+	struct cowsnap_node *root = root_get(parent);
+
+	if (root)
+		refcount_inc(&root->refs);
+	RCU_INIT_POINTER(child->root, root);
+}
+
+/**
+ * cowsnap_tree_seal() - from now on the tree owns no node, nothing is dirty
+ * @tree: all of its class locks are held
+ */
+void cowsnap_tree_seal(struct cowsnap_tree *tree)
+{
+	tree->epoch = new_epoch();
+}
+
+/**
+ * cowsnap_tree_destroy() - let go of everything
+ * @tree: nobody uses it any more
+ *
+ * O(what only this tree reached); lets the scheduler in.
+ */
+void cowsnap_tree_destroy(struct cowsnap_tree *tree)
+{
+	struct cowsnap_node *root = root_get(tree);
+
+	RCU_INIT_POINTER(tree->root, NULL);
+	if (root)
+		tree_node_put(tree, root);
+	mutex_destroy(&tree->lock);
+}
+
+static struct cowsnap_node *find_leaf(struct cowsnap_tree *tree, u64 index)
+{
+	struct cowsnap_node *node = rcu_dereference(tree->root);
+
+	if (!root_covers(node, index))
+		return NULL;
+	while (node && node->shift)
+		node = rcu_dereference(node->slot[slot_of(node, index)]);
+	return node;
+}
+
+/**
+ * cowsnap_tree_lookup() - what is at an index?
+ * @tree: the tree
+ * @index: its class lock is held, or the tree does not change any more
+ *
+ * Return: the granule, with no reference taken, or NULL for a hole.
+ */
+struct cowsnap_granule *cowsnap_tree_lookup(struct cowsnap_tree *tree,
+					    u64 index)
+{
+	struct cowsnap_granule *granule = NULL;
+	struct cowsnap_node *leaf;
+
+	rcu_read_lock();
+	leaf = find_leaf(tree, index);
+	if (leaf)
+		granule = rcu_dereference(leaf->slot[slot_of(leaf, index)]);
+	rcu_read_unlock();
+	return granule;
+}
+
+/*
+ * The fast path of cowsnap_tree_own().  Reads the path while others may replace
+ * nodes of it, but never the ones it looks for: what is owned stays, and an
+ * epoch is not used twice, so a node that says it is owned is, however old the
+ * pointer that led to it.
+ */
+static struct cowsnap_node *find_owned_leaf(struct cowsnap_tree *tree,
+					    u64 index)
+{
+	struct cowsnap_node *node;
+
+	rcu_read_lock();
+	node = rcu_dereference(tree->root);
+	if (!root_covers(node, index))
+		node = NULL;
+	while (node && READ_ONCE(node->owner) == tree->epoch && node->shift)
+		node = rcu_dereference(node->slot[slot_of(node, index)]);
+	if (node && READ_ONCE(node->owner) != tree->epoch)
+		node = NULL;
+	rcu_read_unlock();
+	return node;
+}
+
+/* A copy of @node, owned by @tree, with a reference on each child. */
+static struct cowsnap_node *node_copy(struct cowsnap_tree *tree,
+				      struct cowsnap_node *node)
+{
+	struct cowsnap_node *copy = node_alloc(node->shift, tree->epoch);
+	unsigned long slot;
+
+	if (!copy)
+		return NULL;
+	for (slot = 0; slot < node_slots(node); slot++) {
+		void *child = slot_get(node, slot);
+
+		if (!child)
+			continue;
+		if (node->shift)
+			refcount_inc(&((struct cowsnap_node *)child)->refs);
+		else
+			cowsnap_granule_get(child);
+		RCU_INIT_POINTER(copy->slot[slot], child);
+	}
+	copy->count = node->count;
+	return copy;
+}
+
+/*
+ * Makes the node that @pos points to one that @tree owns: takes it over when
+ * @pos is its only reference, copies it otherwise.  @pos is the root or in an
+ * owned node.  NULL when out of memory.
+ */
+static struct cowsnap_node *node_own(struct cowsnap_tree *tree,
+				     void __rcu **pos)
+{
+	struct cowsnap_node *node;
+	struct cowsnap_node *copy;
+
+	lockdep_assert_held(&tree->lock);
+	node = rcu_dereference_protected(*pos, true);
+	if (node->owner == tree->epoch)
+		return node;
+
+	if (refcount_read(&node->refs) == 1) {
+		/* The others' last look came before their refcount_dec. */
+		smp_acquire__after_ctrl_dep();
+		node->marks = 0;
+		WRITE_ONCE(node->owner, tree->epoch);
+		return node;
+	}
+
+	copy = node_copy(tree, node);
+	if (!copy)
+		return NULL;
+	rcu_assign_pointer(*pos, copy);
+	tree_node_put(tree, node);
+	return copy;
+}
+
+/* Sees to it that there is a root that stands for @index. */
+static int tree_grow(struct cowsnap_tree *tree, u64 index)
+{
+	struct cowsnap_node *root = root_get(tree);
+
+	if (!root) {
+		u8 shift = 0;
+
+		while (index > shift_last(shift))
+			shift = shift_above(shift);
+		root = node_alloc(shift, tree->epoch);
+		if (!root)
+			return -ENOMEM;
+		rcu_assign_pointer(tree->root, root);
+	}
+	while (!root_covers(root, index)) {
+		struct cowsnap_node *top;
+
+		top = node_alloc(shift_above(root->shift), tree->epoch);
+		if (!top)
+			return -ENOMEM;
+		RCU_INIT_POINTER(top->slot[0], root);
+		top->count = 1;
+		top->marks = root->owner == tree->epoch;
+		rcu_assign_pointer(tree->root, top);
+		root = top;
+	}
+	return 0;
+}
+
+/*
+ * Owns the nodes on the path to @index, which the root stands for.  Makes what
+ * is missing when @create, else stops there.  Returns the last node of the
+ * path, NULL when out of memory.
+ */
+static struct cowsnap_node *own_path(struct cowsnap_tree *tree, u64 index,
+				     bool create)
+{
+	void __rcu **pos = (void __rcu **)&tree->root;
+	struct cowsnap_node *parent = NULL;
+
+	for (;;) {
+		struct cowsnap_node *node = node_own(tree, pos);
+
+		if (!node)
+			return NULL;
+		if (parent)
+			__set_bit(pos - parent->slot, &parent->marks);
+		if (!node->shift)
+			return node;
+
+		pos = &node->slot[slot_of(node, index)];
+		if (!rcu_access_pointer(*pos)) {
+			struct cowsnap_node *child;
+
+			if (!create)
+				return node;
+			child = node_alloc(shift_below(node->shift),
+					   tree->epoch);
+			if (!child)
+				return NULL;
+			rcu_assign_pointer(*pos, child);
+			node->count++;
+		}
+		parent = node;
+	}
+}
+
+/* Takes nodes without children out of the path to @index. */
+static void tree_prune(struct cowsnap_tree *tree, u64 index)
+{
+	for (;;) {
+		void __rcu **pos = (void __rcu **)&tree->root;
+		struct cowsnap_node *node = root_get(tree);
+		struct cowsnap_node *parent = NULL;
+
+		if (!root_covers(node, index))
+			return;
+		while (node && node->count && node->shift) {
+			parent = node;
+			pos = &node->slot[slot_of(node, index)];
+			node = rcu_dereference_protected(*pos, true);
+		}
+		if (!node || node->count)
+			return;
+		RCU_INIT_POINTER(*pos, NULL);
+		if (parent) {
+			parent->count--;
+			__clear_bit(pos - parent->slot, &parent->marks);
+		}
+		tree_node_put(tree, node);
+	}
+}
+
+/**
+ * cowsnap_tree_own() - get a leaf that may be changed
+ * @tree: the tree
+ * @index: at most COWSNAP_INDEX_MAX; its class lock is held
+ *
+ * Copies or takes over what is not owned on the path to @index and makes what
+ * is missing.  When it made the leaf, the caller must store a granule in it
+ * before it lets go of the class lock.
+ *
+ * Return: the leaf, or NULL when out of memory; then what the tree holds has
+ * not changed.
+ */
+struct cowsnap_node *cowsnap_tree_own(struct cowsnap_tree *tree, u64 index)
+{
+	struct cowsnap_node *leaf = find_owned_leaf(tree, index);
+
+	if (leaf)
+		return leaf;
+	mutex_lock(&tree->lock);
+	leaf = tree_grow(tree, index) ? NULL : own_path(tree, index, true);
+	if (!leaf)
+		tree_prune(tree, index);
+	mutex_unlock(&tree->lock);
+	return leaf;
+}
+
+/* What an owned leaf has at @index, whose class lock is held. */
+struct cowsnap_granule *cowsnap_leaf_granule(struct cowsnap_node *leaf,
+					     u64 index)
+{
+	return slot_get(leaf, slot_of(leaf, index));
+}
+
+/* Did the tree change @index since its last fork?  Class lock held. */
+bool cowsnap_leaf_is_dirty(struct cowsnap_node *leaf, u64 index)
+{
+	return test_bit(slot_of(leaf, index), &leaf->marks);
+}
+
+/* Notes that @index is changed; true when it was not before.  Class lock held. */
+bool cowsnap_leaf_set_dirty(struct cowsnap_node *leaf, u64 index)
+{
+	return !__test_and_set_bit(slot_of(leaf, index), &leaf->marks);
+}
+
+/**
+ * cowsnap_leaf_store() - change what is at an index
+ * @leaf: from cowsnap_tree_own()
+ * @index: its class lock is held
+ * @granule: the leaf takes over the caller's reference
+ *
+ * Return: what was there, with the leaf's reference; NULL for a hole.
+ */
+struct cowsnap_granule *cowsnap_leaf_store(struct cowsnap_node *leaf, u64 index,
+					   struct cowsnap_granule *granule)
+{
+	unsigned long slot = slot_of(leaf, index);
+	struct cowsnap_granule *old = slot_get(leaf, slot);
+
+	rcu_assign_pointer(leaf->slot[slot], granule);
+	if (!old)
+		leaf->count++;
+	return old;
+}
+
+/* As cowsnap_leaf_is_dirty(), for who has no leaf. */
+bool cowsnap_tree_is_dirty(struct cowsnap_tree *tree, u64 index)
+{
+	struct cowsnap_node *leaf = find_owned_leaf(tree, index);
+
+	return leaf && cowsnap_leaf_is_dirty(leaf, index);
+}
+
+enum walk {
+	WALK_ALL,	/* every node */
+	WALK_OWNED,	/* nodes that the tree owns */
+	WALK_EXCLUSIVE,	/* nodes that only this tree reaches */
+};
+
+static bool walk_enters(struct cowsnap_node *node, unsigned long slot,
+			enum walk walk)
+{
+	struct cowsnap_node *child;
+
+	if (walk == WALK_OWNED)
+		return test_bit(slot, &node->marks);
+	child = rcu_dereference(node->slot[slot]);
+	return child && (walk == WALK_ALL || refcount_read(&child->refs) == 1);
+}
+
+static bool walk_starts(struct cowsnap_tree *tree, struct cowsnap_node *root,
+			u64 index, enum walk walk)
+{
+	if (!root_covers(root, index))
+		return false;
+	return walk == WALK_ALL ||
+	       (walk == WALK_OWNED && root->owner == tree->epoch) ||
+	       (walk == WALK_EXCLUSIVE && refcount_read(&root->refs) == 1);
+}
+
+/*
+ * The first leaf at or after *@index that @walk enters; *@index moves up to the
+ * leaf's first index when that is larger.  Under RCU.
+ */
+static struct cowsnap_node *walk_to_leaf(struct cowsnap_tree *tree, u64 *index,
+					 enum walk walk)
+{
+	struct cowsnap_node *node;
+	unsigned long slot;
+
+again:
+	node = rcu_dereference(tree->root);
+	if (!walk_starts(tree, node, *index, walk))
+		return NULL;
+	while (node->shift) {
+		slot = slot_of(node, *index);
+		if (!walk_enters(node, slot, walk)) {
+			/* On to the next slot, perhaps in the next node. */
+			*index = (*index | ((1ULL << node->shift) - 1)) + 1;
+			if (slot_of(node, *index) == 0)
+				goto again;
+			continue;
+		}
+		node = rcu_dereference(node->slot[slot]);
+		if (!node)
+			goto again;
+	}
+	return node;
+}
+
+/* Moves *@index to the first one of the next leaf; false beyond the last. */
+static bool next_leaf_index(u64 *index)
+{
+	*index = (*index | (COWSNAP_LEAF_SLOTS - 1)) + 1;
+	return *index <= COWSNAP_INDEX_MAX;
+}
+
+/* From *@index to the first slot of @leaf that has data, or has none. */
+static bool leaf_next(struct cowsnap_node *leaf, u64 *index, bool data)
+{
+	unsigned long slot;
+
+	for (slot = slot_of(leaf, *index); slot < COWSNAP_LEAF_SLOTS; slot++) {
+		if (!!rcu_access_pointer(leaf->slot[slot]) == data)
+			return true;
+		++*index;
+	}
+	--*index;
+	return false;
+}
+
+/**
+ * cowsnap_tree_next() - find data or a hole
+ * @tree: the tree; no lock is needed
+ * @index: where to start; out, the first index at or after it that qualifies
+ * @data: look for a granule, not for a hole
+ *
+ * Return: false when there is none up to COWSNAP_INDEX_MAX.
+ */
+bool cowsnap_tree_next(struct cowsnap_tree *tree, u64 *index, bool data)
+{
+	do {
+		struct cowsnap_node *leaf;
+		bool found;
+
+		rcu_read_lock();
+		leaf = data ? walk_to_leaf(tree, index, WALK_ALL) :
+			      find_leaf(tree, *index);
+		found = leaf ? leaf_next(leaf, index, data) : !data;
+		rcu_read_unlock();
+		if (found)
+			return true;
+		if (!leaf)
+			return false;
+		cond_resched();
+	} while (next_leaf_index(index));
+	return false;
+}
+
+/**
+ * cowsnap_tree_next_dirty() - find what changed since the last fork
+ * @tree: all of its class locks are held
+ * @first: where to start; out, the first dirty index at or after it
+ * @nr: out, how many dirty indices follow each other from there
+ *
+ * Visits owned nodes only.
+ *
+ * Return: false when nothing more is dirty.
+ */
+bool cowsnap_tree_next_dirty(struct cowsnap_tree *tree, u64 *first, u64 *nr)
+{
+	struct cowsnap_node *leaf;
+	u64 index = *first;
+	u64 at = index;
+
+	*nr = 0;
+	rcu_read_lock();
+	while ((leaf = walk_to_leaf(tree, &at, WALK_OWNED))) {
+		unsigned long slot = slot_of(leaf, at);
+		unsigned long marks = leaf->marks >> slot;
+		unsigned long run;
+
+		if (*nr && at != index)
+			break;
+		if (!*nr) {
+			if (!marks) {
+				at = (at | (COWSNAP_LEAF_SLOTS - 1)) + 1;
+				continue;
+			}
+			*first = at + __ffs(marks);
+			slot += __ffs(marks);
+			marks >>= __ffs(marks);
+		}
+		run = marks == ULONG_MAX ? BITS_PER_LONG : ffz(marks);
+		*nr += run;
+		if (slot + run < COWSNAP_LEAF_SLOTS)
+			break;
+		index = *first + *nr;
+		at = index;
+	}
+	rcu_read_unlock();
+	return *nr;
+}
+
+/**
+ * cowsnap_tree_next_exclusive() - find a leaf that only this tree reaches
+ * @tree: the tree; no lock is needed, but it must not be forked meanwhile
+ * @index: where to start; out, in the first such leaf at or after it
+ *
+ * Return: false when there is none.
+ */
+bool cowsnap_tree_next_exclusive(struct cowsnap_tree *tree, u64 *index)
+{
+	bool found;
+
+	rcu_read_lock();
+	found = walk_to_leaf(tree, index, WALK_EXCLUSIVE);
+	rcu_read_unlock();
+	return found;
+}
+
+/**
+ * cowsnap_tree_leaf_exclusive() - count granules that only this tree reaches
+ * @tree: the tree
+ * @index: its class lock is held, or the tree does not change any more
+ *
+ * Return: how many there are in the leaf of @index.
+ */
+unsigned int cowsnap_tree_leaf_exclusive(struct cowsnap_tree *tree, u64 index)
+{
+	u64 at = index & ~(u64)(COWSNAP_LEAF_SLOTS - 1);
+	struct cowsnap_node *leaf;
+	unsigned int nr = 0;
+	unsigned long slot;
+
+	rcu_read_lock();
+	leaf = walk_to_leaf(tree, &at, WALK_EXCLUSIVE);
+	if (leaf && at <= index) {
+		for (slot = 0; slot < COWSNAP_LEAF_SLOTS; slot++) {
+			struct cowsnap_granule *granule;
+
+			granule = rcu_dereference(leaf->slot[slot]);
+			if (granule && !cowsnap_granule_shared(granule))
+				nr++;
+		}
+	}
+	rcu_read_unlock();
+	return nr;
+}
+
+/* Two empty nodes for each level: the ends of a range leave one each. */
+static int trash_prepare(struct cowsnap_tree *tree, struct cowsnap_trash *trash)
+{
+	struct cowsnap_node *root = root_get(tree);
+	u8 shift = root->shift;
+
+	trash->nr = 0;
+	for (;;) {
+		int end;
+
+		for (end = 0; end < 2; end++) {
+			struct cowsnap_node *node;
+
+			node = node_alloc(shift, tree->epoch);
+			if (!node)
+				return -ENOMEM;
+			trash->node[trash->nr++] = node;
+		}
+		if (!shift)
+			return 0;
+		shift = shift_below(shift);
+	}
+}
+
+static struct cowsnap_node *trash_node(struct cowsnap_trash *trash, u8 shift)
+{
+	unsigned int i;
+
+	for (i = 0; i < trash->nr; i++) {
+		if (trash->node[i]->shift == shift && !trash->node[i]->count)
+			return trash->node[i];
+	}
+	WARN_ON_ONCE(1);
+	return NULL;
+}
+
+static void slot_move(struct cowsnap_node *to, struct cowsnap_node *from,
+		      unsigned long slot)
+{
+	RCU_INIT_POINTER(to->slot[slot], slot_get(from, slot));
+	to->count++;
+	RCU_INIT_POINTER(from->slot[slot], NULL);
+	from->count--;
+	if (__test_and_clear_bit(slot, &from->marks))
+		__set_bit(slot, &to->marks);
+}
+
+/*
+ * Moves what @node, which is owned, has in [@first, @last], counted from its
+ * own first index, to @trash.  Calls itself for the at most two children that
+ * the range covers in part, which are owned.
+ */
+static void node_cut(struct cowsnap_tree *tree, struct cowsnap_node *node,
+		     u64 first, u64 last, struct cowsnap_trash *trash)
+{
+	u64 mask = (1ULL << node->shift) - 1;
+	struct cowsnap_node *bin = NULL;
+	unsigned long slot;
+
+	for (slot = first >> node->shift; slot <= last >> node->shift; slot++) {
+		u64 base = (u64)slot << node->shift;
+		struct cowsnap_node *child;
+
+		child = slot_get(node, slot);
+		if (!child)
+			continue;
+		if (first <= base && base + mask <= last) {
+			if (!bin)
+				bin = trash_node(trash, node->shift);
+			if (bin)
+				slot_move(bin, node, slot);
+			continue;
+		}
+		node_cut(tree, child, max(first, base) - base,
+			 min(last - base, mask), trash);
+		if (!child->count) {
+			RCU_INIT_POINTER(node->slot[slot], NULL);
+			node->count--;
+			__clear_bit(slot, &node->marks);
+			tree_node_put(tree, child);
+		}
+	}
+}
+
+/**
+ * cowsnap_tree_remove() - take a range out of a tree
+ * @tree: all of its class locks are held
+ * @first: the first index
+ * @last: the last index, not below @first
+ * @trash: out, what was there, for cowsnap_trash_destroy(), which wants no lock
+ *
+ * Return: 0, or -ENOMEM; then what the tree holds has not changed and @trash is
+ * empty.
+ */
+int cowsnap_tree_remove(struct cowsnap_tree *tree, u64 first, u64 last,
+			struct cowsnap_trash *trash)
+{
+	struct cowsnap_node *root;
+	int err = 0;
+
+	trash->nr = 0;
+	mutex_lock(&tree->lock);
+	root = root_get(tree);
+	if (!root_covers(root, first))
+		goto out;
+	last = min(last, shift_last(root->shift));
+
+	if (!own_path(tree, first, false) || !own_path(tree, last, false))
+		err = -ENOMEM;
+	else
+		err = trash_prepare(tree, trash);
+	if (!err) {
+		root = root_get(tree);
+		node_cut(tree, root, first, last, trash);
+		if (!root->count) {
+			RCU_INIT_POINTER(tree->root, NULL);
+			tree_node_put(tree, root);
+		}
+	}
+out:
+	mutex_unlock(&tree->lock);
+	if (err)
+		cowsnap_trash_destroy(tree, trash);
+	return err;
+}
+
+static void node_tally(struct cowsnap_tree *tree, struct cowsnap_node *node,
+		       struct cowsnap_tally *tally)
+{
+	unsigned long slot;
+
+	if (!node->shift) {
+		tally->granules += node->count;
+		if (node->owner == tree->epoch)
+			tally->dirty += hweight_long(node->marks);
+		return;
+	}
+	for (slot = 0; slot < COWSNAP_NODE_SLOTS; slot++) {
+		struct cowsnap_node *child = slot_get(node, slot);
+
+		if (child)
+			node_tally(tree, child, tally);
+	}
+	cond_resched();
+}
+
+/**
+ * cowsnap_trash_tally() - count what was removed
+ * @tree: where it was removed from; has not been sealed since
+ * @trash: from cowsnap_tree_remove()
+ * @tally: what the tree no longer reaches is added here
+ */
+void cowsnap_trash_tally(struct cowsnap_tree *tree,
+			 const struct cowsnap_trash *trash,
+			 struct cowsnap_tally *tally)
+{
+	unsigned int i;
+
+	for (i = 0; i < trash->nr; i++)
+		node_tally(tree, trash->node[i], tally);
+}
+
+/**
+ * cowsnap_trash_destroy() - let go of what was removed
+ * @tree: where it was removed from
+ * @trash: from cowsnap_tree_remove(); empty afterwards
+ *
+ * O(what only that tree reached); lets the scheduler in.
+ */
+void cowsnap_trash_destroy(struct cowsnap_tree *tree,
+			   struct cowsnap_trash *trash)
+{
+	while (trash->nr)
+		tree_node_put(tree, trash->node[--trash->nr]);
+}
