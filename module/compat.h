@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What differs between the kernels that the module builds for.  The only file
+ * that looks at LINUX_VERSION_CODE; each part says which kernel changed what.
+ */
+#ifndef _COWSNAP_COMPAT_H
+#define _COWSNAP_COMPAT_H
+
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/version.h>
+
+/* 6.3 made vma->vm_flags read-only and brought vm_flags_init() and _mod(). */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
+static inline void cowsnap_vm_flags_init(struct vm_area_struct *vma,
+					 vm_flags_t flags)
+{
+	vma->vm_flags = flags;
+}
+
+static inline void cowsnap_vm_flags_mod(struct vm_area_struct *vma,
+					vm_flags_t set, vm_flags_t clear)
+{
+	vma->vm_flags |= set;
+	vma->vm_flags &= ~clear;
+}
+#else
+static inline void cowsnap_vm_flags_init(struct vm_area_struct *vma,
+					 vm_flags_t flags)
+{
+	vm_flags_init(vma, flags);
+}
+
+static inline void cowsnap_vm_flags_mod(struct vm_area_struct *vma,
+					vm_flags_t set, vm_flags_t clear)
+{
+	vm_flags_mod(vma, set, clear);
+}
+#endif
+
+/* 6.3 gave inode operations a mnt_idmap in place of the user namespace. */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
+#define cowsnap_idmap user_namespace
+#else
+#define cowsnap_idmap mnt_idmap
+#endif
+
+/* 6.6 gave pte_mkwrite() a VMA, for shadow stacks, and kept the plain one. */
+static inline pte_t cowsnap_pte_mkwrite(pte_t pte)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 6, 0)
+	return pte_mkwrite(pte);
+#else
+	return pte_mkwrite_novma(pte);
+#endif
+}
+
+/*
+ * How many page-table entries map a page of order 0.  6.10 took page_mapcount()
+ * away; folio_mapcount() was not exported in 6.1.
+ */
+static inline int cowsnap_page_mapcount(struct page *page)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 10, 0)
+	return page_mapcount(page);
+#else
+	return folio_mapcount(page_folio(page));
+#endif
+}
+
+#endif /* _COWSNAP_COMPAT_H */

@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The region: what all parts of the module share.
+ *
+ * Lock order, outermost first:
+ *
+ *   inode->i_rwsem               write(2), ftruncate(2): the length
+ *     mm->mmap_lock or VMA lock  faults; user copies
+ *       region->fork_lock        what happens to the region as a whole:
+ *                                fork, truncate, stat, making the stripes
+ *         stripe->lock           what is at the indices of the stripe: the leaves
+ *                                there, their granules, the page-table entries
+ *                                that map them; all of them for a fork
+ *           tree->lock           the shape of the tree
+ *             (allocation)       reclaim calls nothing of ours
+ *           mapping->i_mmap_rwsem, page table lock
+ *                                taken by the core for zap and insert
+ *
+ * A fault takes one stripe and no fork_lock.  No user memory is touched under
+ * fork_lock or a stripe, except with page faults disabled, because a fault takes
+ * a stripe itself.
+ *
+ * References: a file holds its region, a VMA holds its file, a region holds its
+ * family and the root of its tree, a node holds its children, a leaf its
+ * granules.  A region holds no other region: not its parent, not its children.
+ * A snapshot's tree never changes, so nothing in it needs a lock.
+ */
+#ifndef _COWSNAP_H
+#define _COWSNAP_H
+
+#include <linux/atomic.h>
+#include <linux/cache.h>
+#include <linux/fs.h>
+#include <linux/kref.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/types.h>
+#include <linux/cowsnap.h>
+
+#include "account.h"
+#include "granule.h"
+#include "tree.h"
+
+/**
+ * struct cowsnap_family - what a region and all that was forked from it share
+ * @refs: one for each member
+ * @id: the first member's
+ * @account: what the members' granules are charged to
+ * @name: as given to CREATE
+ */
+struct cowsnap_family {
+	struct kref refs;
+	u64 id;
+	struct cowsnap_account account;
+	char name[COWSNAP_NAME_MAX];
+};
+
+/* A power of two: enough for the CPUs to spread, few enough to take them all. */
+#define COWSNAP_STRIPES	32
+
+/**
+ * struct cowsnap_counts - what happened in a stripe, or in a whole region
+ * @referenced: granules that became reachable, less those that ceased to be
+ * @dirty: granules changed since the last fork
+ * @faults: page faults
+ * @copies: COW breaks that copied, and granules copied by a fork for a pin
+ * @reuses: COW breaks that found the region to be the only owner
+ * @zero_fills: holes filled
+ *
+ * A stripe's @referenced and @dirty may be negative; the sums over a region are
+ * not.
+ */
+struct cowsnap_counts {
+	s64 referenced;
+	s64 dirty;
+	u64 faults;
+	u64 copies;
+	u64 reuses;
+	u64 zero_fills;
+};
+
+/**
+ * struct cowsnap_stripe - one of the locks that a region's indices divide into
+ * @lock: the class lock of tree.h; protects the rest, too
+ * @zero_mapped: the zero page may be mapped at holes of this stripe
+ * @counts: what happened here
+ */
+struct cowsnap_stripe {
+	struct mutex lock;
+	bool zero_mapped;
+	struct cowsnap_counts counts;
+} ____cacheline_aligned_in_smp;
+
+/**
+ * struct cowsnap_region - a member of a family
+ * @inode: of its own, so that its i_mapping names exactly its own mappings
+ * @family: the family
+ * @id: never 0, never used again
+ * @parent_id: of the region it was forked from, or 0
+ * @generation: forks between the family's first region and this one
+ * @readonly: it is a snapshot
+ * @fork_lock: see above
+ * @tree: what it holds
+ * @stripes: NULL in a snapshot, and until somebody maps or writes the region;
+ *	set once, under @fork_lock
+ * @referenced: granules that it could reach when it was made; the stripes count
+ *	from there
+ * @forks: made of it
+ * @snapshot_faults: page faults, where there are no stripes to count them
+ */
+struct cowsnap_region {
+	struct inode *inode;
+	struct cowsnap_family *family;
+	u64 id;
+	u64 parent_id;
+	u64 generation;
+	bool readonly;
+	struct mutex fork_lock;
+	struct cowsnap_tree tree;
+	struct cowsnap_stripe *stripes;
+	u64 referenced;
+	atomic64_t forks;
+	atomic64_t snapshot_faults;
+};
+
+static inline unsigned int cowsnap_granule_shift(struct cowsnap_region *region)
+{
+	return region->family->account.granule_shift;
+}
+
+static inline u64 cowsnap_granule_size(struct cowsnap_region *region)
+{
+	return 1ULL << cowsnap_granule_shift(region);
+}
+
+static inline struct cowsnap_stripe *
+cowsnap_stripe(struct cowsnap_region *region, u64 index)
+{
+	return &region->stripes[(index >> COWSNAP_LEAF_SHIFT) &
+				(COWSNAP_STRIPES - 1)];
+}
+
+/* region.c: the life of a region */
+extern const struct file_operations cowsnap_region_fops;
+
+int cowsnap_region_module_init(void);
+void cowsnap_region_module_exit(void);
+u64 cowsnap_regions(void);
+struct file *cowsnap_region_create(const struct cowsnap_create *args);
+struct file *cowsnap_region_new(struct cowsnap_family *family, u64 length,
+				bool readonly);
+long cowsnap_region_ioctl(struct file *file, unsigned int cmd, unsigned long arg);
+int cowsnap_region_activate(struct cowsnap_region *region);
+void cowsnap_region_lock_all(struct cowsnap_region *region);
+void cowsnap_region_unlock_all(struct cowsnap_region *region);
+
+/* fork.c */
+struct file *cowsnap_region_fork(struct cowsnap_region *parent, bool readonly);
+
+/* stat.c */
+int cowsnap_region_stat(struct cowsnap_region *region,
+			struct cowsnap_stat *stat);
+void cowsnap_region_show_fdinfo(struct seq_file *seq, struct file *file);
+
+/* cow.c: who may write a granule */
+struct cowsnap_granule *cowsnap_granule_alloc(struct cowsnap_region *region,
+					      struct cowsnap_granule *from);
+void cowsnap_granule_release(struct cowsnap_region *region,
+			     struct cowsnap_granule *granule);
+void cowsnap_region_zap(struct cowsnap_region *region, u64 index, u64 nr);
+int cowsnap_granule_write(struct cowsnap_region *region, u64 index,
+			  struct page *held, struct page **page);
+
+/* fault.c */
+int cowsnap_fault_module_init(void);
+void cowsnap_fault_module_exit(void);
+int cowsnap_region_mmap(struct file *file, struct vm_area_struct *vma);
+
+/* io.c */
+extern const struct inode_operations cowsnap_region_iops;
+
+ssize_t cowsnap_region_read_iter(struct kiocb *iocb, struct iov_iter *to);
+ssize_t cowsnap_region_write_iter(struct kiocb *iocb, struct iov_iter *from);
+loff_t cowsnap_region_llseek(struct file *file, loff_t offset, int whence);
+
+#endif /* _COWSNAP_H */

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The life of a region: its inode, its file, its stripes.
+ */
+#include <linux/file.h>
+#include <linux/module.h>
+#include <linux/mount.h>
+#include <linux/pseudo_fs.h>
+#include <linux/slab.h>
+
+#include "cowsnap.h"
+
+#define COWSNAP_FS_MAGIC	0x434f5753	/* "COWS" */
+
+static struct vfsmount *region_mnt;
+static atomic64_t last_id = ATOMIC64_INIT(0);
+static atomic_long_t nr_regions = ATOMIC_LONG_INIT(0);
+
+static int region_fs_init_context(struct fs_context *fc)
+{
+	return init_pseudo(fc, COWSNAP_FS_MAGIC) ? 0 : -ENOMEM;
+}
+
+/* No .owner: the module's own mount would pin it.  Each file does instead. */
+static struct file_system_type region_fs = {
+	.name = "cowsnap",
+	.init_fs_context = region_fs_init_context,
+	.kill_sb = kill_anon_super,
+};
+
+int cowsnap_region_module_init(void)
+{
+	region_mnt = kern_mount(&region_fs);
+	return PTR_ERR_OR_ZERO(region_mnt);
+}
+
+void cowsnap_region_module_exit(void)
+{
+	kern_unmount(region_mnt);
+}
+
+u64 cowsnap_regions(void)
+{
+	return atomic_long_read(&nr_regions);
+}
+
+static void family_free(struct kref *refs)
+{
+	kfree(container_of(refs, struct cowsnap_family, refs));
+}
+
+static struct cowsnap_family *family_new(const struct cowsnap_create *args)
+{
+	struct cowsnap_family *family;
+
+	family = kzalloc(sizeof(*family), GFP_KERNEL_ACCOUNT);
+	if (!family)
+		return NULL;
+	kref_init(&family->refs);
+	family->account.limit = args->limit;
+	family->account.granule_shift = args->granule_shift ?: PAGE_SHIFT;
+	strscpy(family->name, args->name, sizeof(family->name));
+	return family;
+}
+
+static struct cowsnap_region *region_alloc(struct cowsnap_family *family,
+					   bool readonly)
+{
+	struct cowsnap_region *region;
+
+	region = kzalloc(sizeof(*region), GFP_KERNEL_ACCOUNT);
+	if (!region)
+		return NULL;
+	kref_get(&family->refs);
+	region->family = family;
+	region->id = atomic64_inc_return(&last_id);
+	region->readonly = readonly;
+	mutex_init(&region->fork_lock);
+	cowsnap_tree_init(&region->tree, &family->account);
+	atomic_long_inc(&nr_regions);
+	return region;
+}
+
+static void region_free(struct cowsnap_region *region)
+{
+	struct cowsnap_family *family = region->family;
+	unsigned int i;
+
+	cowsnap_tree_destroy(&region->tree);
+	if (region->stripes) {
+		for (i = 0; i < COWSNAP_STRIPES; i++)
+			mutex_destroy(&region->stripes[i].lock);
+		kvfree(region->stripes);
+	}
+	mutex_destroy(&region->fork_lock);
+	kfree(region);
+	kref_put(&family->refs, family_free);
+	atomic_long_dec(&nr_regions);
+}
+
+static struct inode *region_inode(u64 length)
+{
+	struct inode *inode = alloc_anon_inode(region_mnt->mnt_sb);
+
+	if (IS_ERR(inode))
+		return inode;
+	inode->i_mode = S_IFREG | 0600;
+	inode->i_op = &cowsnap_region_iops;
+	i_size_write(inode, length);
+	/* As a memfd: nothing names it, so a core dump has it as memory. */
+	clear_nlink(inode);
+	return inode;
+}
+
+/**
+ * cowsnap_region_new() - make a member of a family that holds nothing
+ * @family: the family
+ * @length: in bytes
+ * @readonly: make a snapshot
+ *
+ * Return: its file, whose private_data it is, or an ERR_PTR().
+ */
+struct file *cowsnap_region_new(struct cowsnap_family *family, u64 length,
+				bool readonly)
+{
+	char name[sizeof("cowsnap:") + COWSNAP_NAME_MAX];
+	struct cowsnap_region *region;
+	struct inode *inode;
+	struct file *file;
+
+	region = region_alloc(family, readonly);
+	if (!region)
+		return ERR_PTR(-ENOMEM);
+	inode = region_inode(length);
+	if (IS_ERR(inode)) {
+		file = ERR_CAST(inode);
+		goto err_free_region;
+	}
+	snprintf(name, sizeof(name), family->name[0] ? "cowsnap:%s" : "cowsnap",
+		 family->name);
+	/* alloc_file_pseudo() takes no reference on .owner; fput() drops one. */
+	__module_get(THIS_MODULE);
+	file = alloc_file_pseudo(inode, region_mnt, name, O_RDWR | O_LARGEFILE,
+				 &cowsnap_region_fops);
+	if (IS_ERR(file))
+		goto err_put_inode;
+	file->f_mode |= FMODE_LSEEK | FMODE_PREAD | FMODE_PWRITE;
+	file->private_data = region;
+	region->inode = inode;
+	return file;
+
+err_put_inode:
+	module_put(THIS_MODULE);
+	iput(inode);
+err_free_region:
+	region_free(region);
+	return file;
+}
+
+/**
+ * cowsnap_region_create() - make a region, the first of a family
+ * @args: from the user, checked
+ *
+ * Return: its file or an ERR_PTR().
+ */
+struct file *cowsnap_region_create(const struct cowsnap_create *args)
+{
+	struct cowsnap_family *family = family_new(args);
+	struct file *file;
+
+	if (!family)
+		return ERR_PTR(-ENOMEM);
+	file = cowsnap_region_new(family, args->length, false);
+	if (!IS_ERR(file))
+		family->id = ((struct cowsnap_region *)file->private_data)->id;
+	kref_put(&family->refs, family_free);
+	return file;
+}
+
+static int region_release(struct inode *inode, struct file *file)
+{
+	region_free(file->private_data);
+	return 0;
+}
+
+/**
+ * cowsnap_region_activate() - make a region ready to be mapped and written
+ * @region: the region, not a snapshot
+ *
+ * Most snapshots of a region, and many forks, are never written: they do
+ * without stripes.
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int cowsnap_region_activate(struct cowsnap_region *region)
+{
+	struct cowsnap_stripe *stripes;
+	unsigned int i;
+
+	/* Pairs with the store below: whoever sees the stripes may use them. */
+	if (smp_load_acquire(&region->stripes))
+		return 0;
+	stripes = kvcalloc(COWSNAP_STRIPES, sizeof(*stripes),
+			   GFP_KERNEL_ACCOUNT);
+	if (!stripes)
+		return -ENOMEM;
+	for (i = 0; i < COWSNAP_STRIPES; i++)
+		mutex_init(&stripes[i].lock);
+
+	/* A fork that found none has to end before there are any. */
+	mutex_lock(&region->fork_lock);
+	if (!region->stripes) {
+		/* Pairs with the load above. */
+		smp_store_release(&region->stripes, stripes);
+		stripes = NULL;
+	}
+	mutex_unlock(&region->fork_lock);
+	kvfree(stripes);
+	return 0;
+}
+
+/* Stops everybody who could change what the region holds or how it is mapped. */
+void cowsnap_region_lock_all(struct cowsnap_region *region)
+{
+	unsigned int i;
+
+	lockdep_assert_held(&region->fork_lock);
+	for (i = 0; i < COWSNAP_STRIPES; i++)
+		mutex_lock_nest_lock(&region->stripes[i].lock,
+				     &region->fork_lock);
+}
+
+void cowsnap_region_unlock_all(struct cowsnap_region *region)
+{
+	unsigned int i;
+
+	for (i = 0; i < COWSNAP_STRIPES; i++)
+		mutex_unlock(&region->stripes[i].lock);
+}
+
+const struct file_operations cowsnap_region_fops = {
+	.owner = THIS_MODULE,
+	.release = region_release,
+	.llseek = cowsnap_region_llseek,
+	.read_iter = cowsnap_region_read_iter,
+	.write_iter = cowsnap_region_write_iter,
+	.mmap = cowsnap_region_mmap,
+	.unlocked_ioctl = cowsnap_region_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
+	.show_fdinfo = cowsnap_region_show_fdinfo,
+};
