@@ -20,9 +20,9 @@
  * fork_lock or a stripe, except with page faults disabled, because a fault takes
  * a stripe itself.
  *
- * References: a file holds its region, a VMA holds its file, a region holds its
- * family and the root of its tree, a node holds its children, a leaf its
- * granules.  A region holds no other region: not its parent, not its children.
+ * References: an inode is its region's life; a file holds its inode, a VMA its
+ * file.  A region holds its family and the root of its tree, a node holds its
+ * children, a leaf its granules.  A region holds no other region: not its parent, not its children.
  * A snapshot's tree never changes, so nothing in it needs a lock.
  */
 #ifndef _COWSNAP_H
@@ -143,8 +143,6 @@ cowsnap_stripe(struct cowsnap_region *region, u64 index)
 /* region.c: the life of a region */
 extern const struct file_operations cowsnap_region_fops;
 
-int cowsnap_region_module_init(void);
-void cowsnap_region_module_exit(void);
 u64 cowsnap_regions(void);
 struct file *cowsnap_region_create(const struct cowsnap_create *args);
 struct file *cowsnap_region_new(struct cowsnap_family *family, u64 length,

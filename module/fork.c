@@ -115,6 +115,8 @@ static int fork_stopped(struct cowsnap_region *parent,
 	int err;
 
 	zap_dirty(parent);
+	/* get_user_pages_fast() counts first and then looks for the entry. */
+	smp_mb();
 	fork_unchanged(parent, child);
 	err = copy_pinned(parent, &child->tree);
 	if (err)

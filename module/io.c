@@ -306,18 +306,13 @@ static int region_setattr(struct cowsnap_idmap *idmap, struct dentry *dentry,
 			  struct iattr *attr)
 {
 	struct inode *inode = d_inode(dentry);
-	struct file *file = attr->ia_valid & ATTR_FILE ? attr->ia_file : NULL;
-	struct cowsnap_region *region;
+	struct cowsnap_region *region = inode->i_private;
 	int err;
 
 	err = setattr_prepare(idmap, dentry, attr);
 	if (err)
 		return err;
 	if (attr->ia_valid & ATTR_SIZE) {
-		/* The inode has one file, and no path to open it by. */
-		if (WARN_ON_ONCE(!file))
-			return -EINVAL;
-		region = file->private_data;
 		if (region->readonly)
 			return -EPERM;
 		err = region_truncate(region, attr->ia_size);

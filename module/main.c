@@ -239,16 +239,11 @@ static int __init cowsnap_init(void)
 	err = cowsnap_fault_module_init();
 	if (err)
 		goto err_exit_tree;
-	err = cowsnap_region_module_init();
-	if (err)
-		goto err_exit_fault;
 	err = misc_register(&device);
 	if (err)
-		goto err_exit_region;
+		goto err_exit_fault;
 	return 0;
 
-err_exit_region:
-	cowsnap_region_module_exit();
 err_exit_fault:
 	cowsnap_fault_module_exit();
 err_exit_tree:
@@ -256,11 +251,10 @@ err_exit_tree:
 	return err;
 }
 
-/* No region is left: each held a reference on the module. */
+/* No region is left: their mount held a reference on the module. */
 static void __exit cowsnap_exit(void)
 {
 	misc_deregister(&device);
-	cowsnap_region_module_exit();
 	cowsnap_fault_module_exit();
 	cowsnap_tree_module_exit();
 }

@@ -13,31 +13,9 @@
 #define COWSNAP_FS_MAGIC	0x434f5753	/* "COWS" */
 
 static struct vfsmount *region_mnt;
+static int region_mnt_pins;
 static atomic64_t last_id = ATOMIC64_INIT(0);
 static atomic_long_t nr_regions = ATOMIC_LONG_INIT(0);
-
-static int region_fs_init_context(struct fs_context *fc)
-{
-	return init_pseudo(fc, COWSNAP_FS_MAGIC) ? 0 : -ENOMEM;
-}
-
-/* No .owner: the module's own mount would pin it.  Each file does instead. */
-static struct file_system_type region_fs = {
-	.name = "cowsnap",
-	.init_fs_context = region_fs_init_context,
-	.kill_sb = kill_anon_super,
-};
-
-int cowsnap_region_module_init(void)
-{
-	region_mnt = kern_mount(&region_fs);
-	return PTR_ERR_OR_ZERO(region_mnt);
-}
-
-void cowsnap_region_module_exit(void)
-{
-	kern_unmount(region_mnt);
-}
 
 u64 cowsnap_regions(void)
 {
@@ -98,18 +76,89 @@ static void region_free(struct cowsnap_region *region)
 	atomic_long_dec(&nr_regions);
 }
 
-static struct inode *region_inode(u64 length)
+/* The last of what refers to a region is gone: files, VMAs, O_PATH descriptors. */
+static void region_evict_inode(struct inode *inode)
 {
-	struct inode *inode = alloc_anon_inode(region_mnt->mnt_sb);
+	struct cowsnap_region *region = inode->i_private;
 
-	if (IS_ERR(inode))
+	truncate_inode_pages_final(&inode->i_data);
+	clear_inode(inode);
+	if (region) {
+		region_free(region);
+		simple_release_fs(&region_mnt, &region_mnt_pins);
+	}
+}
+
+static const struct super_operations region_sops = {
+	.statfs = simple_statfs,
+	.evict_inode = region_evict_inode,
+};
+
+static int region_fs_init_context(struct fs_context *fc)
+{
+	struct pseudo_fs_context *ctx = init_pseudo(fc, COWSNAP_FS_MAGIC);
+
+	if (!ctx)
+		return -ENOMEM;
+	ctx->ops = &region_sops;
+	return 0;
+}
+
+/*
+ * Mounted while there are regions.  The mount pins the module, and the core lets
+ * go of it when nothing can call into the module any more: a reference for each
+ * file would be dropped too early, before the inode's.
+ */
+static struct file_system_type region_fs = {
+	.owner = THIS_MODULE,
+	.name = "cowsnap",
+	.init_fs_context = region_fs_init_context,
+	.kill_sb = kill_anon_super,
+};
+
+/* The inode of a region, which it holds from now on, on a mount that it pins. */
+static struct inode *region_inode(struct cowsnap_region *region, u64 length)
+{
+	struct inode *inode;
+	int err;
+
+	err = simple_pin_fs(&region_fs, &region_mnt, &region_mnt_pins);
+	if (err)
+		return ERR_PTR(err);
+	inode = alloc_anon_inode(region_mnt->mnt_sb);
+	if (IS_ERR(inode)) {
+		simple_release_fs(&region_mnt, &region_mnt_pins);
 		return inode;
+	}
 	inode->i_mode = S_IFREG | 0600;
 	inode->i_op = &cowsnap_region_iops;
+	inode->i_private = region;
 	i_size_write(inode, length);
 	/* As a memfd: nothing names it, so a core dump has it as memory. */
 	clear_nlink(inode);
+	region->inode = inode;
 	return inode;
+}
+
+static struct file *region_file(struct cowsnap_region *region)
+{
+	const char *family = region->family->name;
+	char name[sizeof("cowsnap:") + COWSNAP_NAME_MAX];
+	struct file *file;
+
+	snprintf(name, sizeof(name), family[0] ? "cowsnap:%s" : "cowsnap",
+		 family);
+	/* alloc_file_pseudo() takes no reference on .owner; fput() drops one. */
+	__module_get(THIS_MODULE);
+	file = alloc_file_pseudo(region->inode, region_mnt, name,
+				 O_RDWR | O_LARGEFILE, &cowsnap_region_fops);
+	if (IS_ERR(file)) {
+		module_put(THIS_MODULE);
+		return file;
+	}
+	file->f_mode |= FMODE_LSEEK | FMODE_PREAD | FMODE_PWRITE;
+	file->private_data = region;
+	return file;
 }
 
 /**
@@ -123,7 +172,6 @@ static struct inode *region_inode(u64 length)
 struct file *cowsnap_region_new(struct cowsnap_family *family, u64 length,
 				bool readonly)
 {
-	char name[sizeof("cowsnap:") + COWSNAP_NAME_MAX];
 	struct cowsnap_region *region;
 	struct inode *inode;
 	struct file *file;
@@ -131,29 +179,14 @@ struct file *cowsnap_region_new(struct cowsnap_family *family, u64 length,
 	region = region_alloc(family, readonly);
 	if (!region)
 		return ERR_PTR(-ENOMEM);
-	inode = region_inode(length);
+	inode = region_inode(region, length);
 	if (IS_ERR(inode)) {
-		file = ERR_CAST(inode);
-		goto err_free_region;
+		region_free(region);
+		return ERR_CAST(inode);
 	}
-	snprintf(name, sizeof(name), family->name[0] ? "cowsnap:%s" : "cowsnap",
-		 family->name);
-	/* alloc_file_pseudo() takes no reference on .owner; fput() drops one. */
-	__module_get(THIS_MODULE);
-	file = alloc_file_pseudo(inode, region_mnt, name, O_RDWR | O_LARGEFILE,
-				 &cowsnap_region_fops);
+	file = region_file(region);
 	if (IS_ERR(file))
-		goto err_put_inode;
-	file->f_mode |= FMODE_LSEEK | FMODE_PREAD | FMODE_PWRITE;
-	file->private_data = region;
-	region->inode = inode;
-	return file;
-
-err_put_inode:
-	module_put(THIS_MODULE);
-	iput(inode);
-err_free_region:
-	region_free(region);
+		iput(inode);
 	return file;
 }
 
@@ -175,12 +208,6 @@ struct file *cowsnap_region_create(const struct cowsnap_create *args)
 		family->id = ((struct cowsnap_region *)file->private_data)->id;
 	kref_put(&family->refs, family_free);
 	return file;
-}
-
-static int region_release(struct inode *inode, struct file *file)
-{
-	region_free(file->private_data);
-	return 0;
 }
 
 /**
@@ -240,7 +267,6 @@ void cowsnap_region_unlock_all(struct cowsnap_region *region)
 
 const struct file_operations cowsnap_region_fops = {
 	.owner = THIS_MODULE,
-	.release = region_release,
 	.llseek = cowsnap_region_llseek,
 	.read_iter = cowsnap_region_read_iter,
 	.write_iter = cowsnap_region_write_iter,
