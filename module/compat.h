@@ -45,6 +45,13 @@ static inline void cowsnap_vm_flags_mod(struct vm_area_struct *vma,
 #define cowsnap_idmap mnt_idmap
 #endif
 
+/* 6.5 replaced the splice that goes through .read_iter with one that copies. */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 5, 0)
+#define cowsnap_splice_read generic_file_splice_read
+#else
+#define cowsnap_splice_read copy_splice_read
+#endif
+
 /* 6.6 gave pte_mkwrite() a VMA, for shadow stacks, and kept the plain one. */
 static inline pte_t cowsnap_pte_mkwrite(pte_t pte)
 {

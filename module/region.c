@@ -8,6 +8,7 @@
 #include <linux/pseudo_fs.h>
 #include <linux/slab.h>
 
+#include "compat.h"
 #include "cowsnap.h"
 
 #define COWSNAP_FS_MAGIC	0x434f5753	/* "COWS" */
@@ -270,6 +271,9 @@ const struct file_operations cowsnap_region_fops = {
 	.llseek = cowsnap_region_llseek,
 	.read_iter = cowsnap_region_read_iter,
 	.write_iter = cowsnap_region_write_iter,
+	.splice_read = cowsnap_splice_read,
+	.splice_write = iter_file_splice_write,
+	.fsync = noop_fsync,
 	.mmap = cowsnap_region_mmap,
 	.unlocked_ioctl = cowsnap_region_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,
