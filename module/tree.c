@@ -229,6 +229,7 @@ void cowsnap_tree_init(struct cowsnap_tree *tree,
 {
 	RCU_INIT_POINTER(tree->root, NULL);
 	tree->epoch = new_epoch();
+	tree->moves = 0;
 	mutex_init(&tree->lock);
 	tree->account = account;
 }
@@ -275,6 +276,46 @@ void cowsnap_tree_destroy(struct cowsnap_tree *tree)
 	mutex_destroy(&tree->lock);
 }
 
+/*
+ * Who walks without tree->lock may stand in a node that is shared, and that
+ * somebody replaces in this tree meanwhile.  RCU keeps the node; but now another
+ * tree may be the only one to reach it, and take it over and change it, and then
+ * what the walk finds is the other tree's.  So replacing or removing nodes is
+ * counted, before the reference on them is dropped, and who walked past a count
+ * walks again.
+ *
+ *   walk in tree A                own in tree A              own in tree B
+ *   walk_begin
+ *   reads a pointer to N
+ *                                 puts a copy in N's place
+ *                                 node_moved
+ *                                 drops its reference on N
+ *                                                            takes N over
+ *                                                            changes N
+ *   reads the change in N
+ *   walk_again: true
+ */
+static unsigned long walk_begin(struct cowsnap_tree *tree)
+{
+	/* Pairs with node_moved(): who sees the count sees the copy. */
+	return smp_load_acquire(&tree->moves);
+}
+
+static bool walk_again(struct cowsnap_tree *tree, unsigned long begin)
+{
+	/* After all that was read; refcount_dec() orders the other side. */
+	smp_rmb();
+	return READ_ONCE(tree->moves) != begin;
+}
+
+static void node_moved(struct cowsnap_tree *tree)
+{
+	lockdep_assert_held(&tree->lock);
+	/* Pairs with walk_begin(). */
+	smp_store_release(&tree->moves, tree->moves + 1);
+}
+
+/* Under RCU; for a walk that is checked. */
 static struct cowsnap_node *find_leaf(struct cowsnap_tree *tree, u64 index)
 {
 	struct cowsnap_node *node = rcu_dereference(tree->root);
@@ -296,15 +337,17 @@ static struct cowsnap_node *find_leaf(struct cowsnap_tree *tree, u64 index)
 struct cowsnap_granule *cowsnap_tree_lookup(struct cowsnap_tree *tree,
 					    u64 index)
 {
-	struct cowsnap_granule *granule = NULL;
 	struct cowsnap_node *leaf;
+	unsigned long begin;
 
 	rcu_read_lock();
-	leaf = find_leaf(tree, index);
-	if (leaf)
-		granule = rcu_dereference(leaf->slot[slot_of(leaf, index)]);
+	do {
+		begin = walk_begin(tree);
+		leaf = find_leaf(tree, index);
+	} while (walk_again(tree, begin));
 	rcu_read_unlock();
-	return granule;
+	/* The class lock keeps the leaf in this tree, and so as it is. */
+	return leaf ? slot_get(leaf, slot_of(leaf, index)) : NULL;
 }
 
 /*
@@ -322,10 +365,16 @@ static struct cowsnap_node *find_owned_leaf(struct cowsnap_tree *tree,
 	node = rcu_dereference(tree->root);
 	if (!root_covers(node, index))
 		node = NULL;
-	while (node && READ_ONCE(node->owner) == tree->epoch && node->shift)
-		node = rcu_dereference(node->slot[slot_of(node, index)]);
-	if (node && READ_ONCE(node->owner) != tree->epoch)
-		node = NULL;
+	while (node) {
+		/* Looked at once: it may be taken over meanwhile. */
+		if (READ_ONCE(node->owner) != tree->epoch)
+			node = NULL;
+		else if (node->shift)
+			node = rcu_dereference(node->slot[slot_of(node,
+								  index)]);
+		else
+			break;
+	}
 	rcu_read_unlock();
 	return node;
 }
@@ -382,6 +431,7 @@ static struct cowsnap_node *node_own(struct cowsnap_tree *tree,
 	if (!copy)
 		return NULL;
 	rcu_assign_pointer(*pos, copy);
+	node_moved(tree);
 	tree_node_put(tree, node);
 	return copy;
 }
@@ -643,13 +693,20 @@ bool cowsnap_tree_next(struct cowsnap_tree *tree, u64 *index, bool data)
 {
 	do {
 		struct cowsnap_node *leaf;
+		unsigned long begin;
 		bool found;
+		u64 at;
 
 		rcu_read_lock();
-		leaf = data ? walk_to_leaf(tree, index, WALK_ALL) :
-			      find_leaf(tree, *index);
-		found = leaf ? leaf_next(leaf, index, data) : !data;
+		do {
+			begin = walk_begin(tree);
+			at = *index;
+			leaf = data ? walk_to_leaf(tree, &at, WALK_ALL) :
+				      find_leaf(tree, at);
+			found = leaf ? leaf_next(leaf, &at, data) : !data;
+		} while (walk_again(tree, begin));
 		rcu_read_unlock();
+		*index = at;
 		if (found)
 			return true;
 		if (!leaf)
@@ -713,11 +770,18 @@ bool cowsnap_tree_next_dirty(struct cowsnap_tree *tree, u64 *first, u64 *nr)
  */
 bool cowsnap_tree_next_exclusive(struct cowsnap_tree *tree, u64 *index)
 {
+	unsigned long begin;
 	bool found;
+	u64 at;
 
 	rcu_read_lock();
-	found = walk_to_leaf(tree, index, WALK_EXCLUSIVE);
+	do {
+		begin = walk_begin(tree);
+		at = *index;
+		found = walk_to_leaf(tree, &at, WALK_EXCLUSIVE);
+	} while (walk_again(tree, begin));
 	rcu_read_unlock();
+	*index = at;
 	return found;
 }
 
@@ -730,23 +794,27 @@ bool cowsnap_tree_next_exclusive(struct cowsnap_tree *tree, u64 *index)
  */
 unsigned int cowsnap_tree_leaf_exclusive(struct cowsnap_tree *tree, u64 index)
 {
-	u64 at = index & ~(u64)(COWSNAP_LEAF_SLOTS - 1);
 	struct cowsnap_node *leaf;
+	unsigned long begin, slot;
 	unsigned int nr = 0;
-	unsigned long slot;
+	u64 at;
 
 	rcu_read_lock();
-	leaf = walk_to_leaf(tree, &at, WALK_EXCLUSIVE);
-	if (leaf && at <= index) {
-		for (slot = 0; slot < COWSNAP_LEAF_SLOTS; slot++) {
-			struct cowsnap_granule *granule;
-
-			granule = rcu_dereference(leaf->slot[slot]);
-			if (granule && !cowsnap_granule_shared(granule))
-				nr++;
-		}
-	}
+	do {
+		begin = walk_begin(tree);
+		at = index;
+		leaf = walk_to_leaf(tree, &at, WALK_EXCLUSIVE);
+	} while (walk_again(tree, begin));
 	rcu_read_unlock();
+	if (!leaf || at != index)
+		return 0;
+	/* The class lock keeps the leaf in this tree, and so as it is. */
+	for (slot = 0; slot < COWSNAP_LEAF_SLOTS; slot++) {
+		struct cowsnap_granule *granule = slot_get(leaf, slot);
+
+		if (granule && !cowsnap_granule_shared(granule))
+			nr++;
+	}
 	return nr;
 }
 
@@ -864,6 +932,7 @@ int cowsnap_tree_remove(struct cowsnap_tree *tree, u64 first, u64 last,
 	if (!err) {
 		root = root_get(tree);
 		node_cut(tree, root, first, last, trash);
+		node_moved(tree);
 		if (!root->count) {
 			RCU_INIT_POINTER(tree->root, NULL);
 			tree_node_put(tree, root);

@@ -52,12 +52,14 @@ struct cowsnap_node;
  * @root: the root node, NULL when the tree is empty; changed under @lock
  * @epoch: owner of the nodes that only this tree reaches; changes under all
  *	class locks
+ * @moves: how often nodes were replaced or removed, for who walks without @lock
  * @lock: protects the shape: root, and the slots of interior nodes
  * @account: what the granules are charged to
  */
 struct cowsnap_tree {
 	struct cowsnap_node __rcu *root;
 	u64 epoch;
+	unsigned long moves;
 	struct mutex lock;
 	struct cowsnap_account *account;
 };
