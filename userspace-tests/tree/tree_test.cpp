@@ -1,0 +1,909 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The persistent radix tree against a model of what it must hold.
+#include <functional>
+#include <string>
+#include <thread>
+
+#include "../chance.hpp"
+#include "../ktap.hpp"
+#include "region_model.hpp"
+
+namespace tree_test {
+namespace {
+
+using cowsnap_test::chance;
+using cowsnap_test::scaled;
+
+constexpr u64 leaf = COWSNAP_LEAF_SLOTS;
+/* What one node above the leaves stands for. */
+constexpr u64 node = leaf * COWSNAP_NODE_SLOTS;
+constexpr u64 max = COWSNAP_INDEX_MAX;
+
+using regions = std::vector<std::unique_ptr<region>>;
+
+/* Runs each test twice: RCU callbacks come as early as they may, and late. */
+class tree : public testing::TestWithParam<bool> {
+protected:
+	void SetUp() override
+	{
+		ASSERT_EQ(cowsnap_tree_module_init(), 0);
+		shim_rcu_eager(GetParam());
+	}
+	void TearDown() override
+	{
+		EXPECT_EQ(cowsnap_tree_nodes(), 0U);
+		check_account();
+		EXPECT_EQ(shim_live_pages(), 0U);
+		cowsnap_tree_module_exit();
+		EXPECT_EQ(shim_live_objects(), 0U);
+	}
+
+	void check_account() const
+	{
+		EXPECT_EQ(static_cast<u64>(atomic_long_read(&account.held)),
+			  shim_live_pages());
+	}
+	void check(const regions &family) const
+	{
+		check_account();
+		for (const auto &member : family)
+			member->check();
+		if (family.size() == 1)
+			family.front()->check_shape();
+	}
+	std::unique_ptr<region> make(std::initializer_list<u64> indices)
+	{
+		auto made = std::make_unique<region>(account);
+
+		for (const u64 index : indices)
+			EXPECT_TRUE(made->write(index));
+		return made;
+	}
+
+	cowsnap_account account{};
+};
+
+INSTANTIATE_TEST_SUITE_P(rcu, tree, testing::Bool(), [](const auto &info) {
+	return std::string(info.param ? "early" : "late");
+});
+
+/* An index below 1 << @bits, often next to others or at a node's edge. */
+u64 pick(chance &chance, unsigned int bits)
+{
+	const u64 mask = (1ULL << bits) - 1;
+	const u64 edge = 1ULL << level_bits(
+				 static_cast<unsigned int>(chance.between(1, 8)));
+
+	switch (chance.below(5)) {
+	case 0:
+		return chance.below(4 * leaf) & mask;
+	case 1:
+		return chance.below(3 * node) & mask;
+	case 2:
+		return (edge * chance.between(1, 3) + chance.below(3) - 1) & mask;
+	case 3:
+		return mask - (chance.below(2 * node) & mask);
+	default:
+		return chance.below(mask + 1);
+	}
+}
+
+std::pair<u64, u64> pick_range(chance &chance, unsigned int bits)
+{
+	u64 first = pick(chance, bits);
+	u64 last = pick(chance, bits);
+
+	switch (chance.below(5)) {
+	case 0:
+		return {0, max};
+	case 1:
+		return {first, first};
+	case 2: /* whole leaves or nodes */
+		first &= ~(chance.one_in(2) ? leaf - 1 : node - 1);
+		return {first, std::min(first + leaf * chance.between(1, 80) - 1,
+					max)};
+	default:
+		return std::minmax(first, last);
+	}
+}
+
+/* One thing that is done to some member, perhaps without the memory for it. */
+void step(regions &family, chance &chance, unsigned int bits)
+{
+	region &member = *family[chance.below(family.size())];
+	const u64 index = pick(chance, bits);
+	const auto [first, last] = pick_range(chance, bits);
+
+	if (chance.one_in(8))
+		shim_fail_allocation(
+			static_cast<unsigned int>(chance.between(1, 12)));
+	switch (chance.below(24)) {
+	case 0:
+	case 1:
+		if (family.size() < 8)
+			family.push_back(member.fork());
+		break;
+	case 2: { /* a fork in which the child is changed halfway */
+		auto child = member.share();
+
+		EXPECT_TRUE(child->write(index, true) || shim_allocation_failed());
+		if (chance.one_in(2) || family.size() == 8)
+			break; /* given up */
+		member.seal();
+		child->seal();
+		family.push_back(std::move(child));
+		break;
+	}
+	case 3:
+		if (family.size() > 1)
+			std::erase_if(family, [&](const auto &other) {
+				return other.get() == &member;
+			});
+		break;
+	case 4:
+	case 5:
+		EXPECT_TRUE(member.remove(first, last) || shim_allocation_failed());
+		break;
+	case 6:
+		member.seal();
+		break;
+	case 7:
+		shim_rcu_grace_period();
+		break;
+	default:
+		EXPECT_TRUE(member.write(index, chance.one_in(4)) ||
+			    shim_allocation_failed());
+	}
+	shim_fail_allocation(0);
+	for (const auto &other : family)
+		other->check_index(index);
+}
+
+TEST_P(tree, holds_what_the_model_holds)
+{
+	chance chance(GetParam());
+
+	for (std::size_t round = 0; round < scaled(100); ++round) {
+		const unsigned int bits[] = {5, 9, 11, 17, 24, 36, 52};
+		const std::size_t steps = chance.between(10, 1000);
+		regions family;
+
+		family.push_back(make({}));
+		for (std::size_t i = 0; i < steps; ++i) {
+			step(family, chance, bits[round % std::size(bits)]);
+			if (chance.one_in(64))
+				check(family);
+			if (HasFailure())
+				return;
+		}
+		check(family);
+		while (!family.empty()) {
+			family.erase(family.begin() +
+				     static_cast<long>(chance.below(family.size())));
+			check(family);
+		}
+	}
+}
+
+/* The same with one tree only, whose nodes can be counted after each step. */
+TEST_P(tree, keeps_no_empty_node)
+{
+	chance chance(2 + GetParam());
+
+	for (std::size_t round = 0; round < scaled(60); ++round) {
+		const unsigned int bits[] = {5, 11, 17, 24, 36, 52};
+		regions family;
+
+		family.push_back(make({}));
+		for (std::size_t i = 0; i < 200; ++i) {
+			const u64 index = pick(chance, bits[round % std::size(bits)]);
+
+			if (chance.one_in(2))
+				shim_fail_allocation(static_cast<unsigned int>(
+					chance.between(1, 10)));
+			if (chance.one_in(12))
+				family[0]->remove(index / 2, index);
+			else
+				family[0]->write(index);
+			shim_fail_allocation(0);
+			family[0]->check_shape();
+			if (HasFailure())
+				return;
+		}
+		check(family);
+	}
+}
+
+TEST_P(tree, is_empty_at_first)
+{
+	auto empty = make({});
+	auto child = empty->fork();
+
+	for (const auto &one : {empty.get(), child.get()}) {
+		one->check();
+		one->check_index(0);
+		one->check_index(max);
+		EXPECT_EQ(one->next(0, false), 0U);
+		EXPECT_EQ(one->next(max, false), max);
+		EXPECT_TRUE(one->remove(0, max));
+	}
+	EXPECT_EQ(cowsnap_tree_nodes(), 0U);
+}
+
+TEST_P(tree, takes_the_first_and_the_last_index)
+{
+	auto both = make({0, max});
+	auto last = make({max});
+
+	both->check();
+	last->check();
+	EXPECT_EQ(last->next(0, true), max);
+	EXPECT_EQ(last->next(max, false), std::nullopt);
+	/* All the levels, and the leaf besides the first one's. */
+	EXPECT_EQ(cowsnap_tree_nodes(), 2U * COWSNAP_TREE_HEIGHT - 1 +
+						COWSNAP_TREE_HEIGHT);
+	EXPECT_TRUE(both->remove(max, max));
+	EXPECT_TRUE(last->remove(0, max - 1));
+	both->check();
+	last->check();
+}
+
+TEST_P(tree, grows_by_every_level)
+{
+	auto grown = make({});
+
+	for (unsigned int level = 1; level <= COWSNAP_TREE_HEIGHT; ++level) {
+		EXPECT_TRUE(grown->write((1ULL << level_bits(level)) - 1));
+		grown->check_shape();
+		grown->check();
+		/* Half of the time on a root that is not owned any more. */
+		if (level % 2)
+			grown->seal();
+	}
+	for (unsigned int level = COWSNAP_TREE_HEIGHT; level > 1; --level) {
+		EXPECT_TRUE(grown->remove(1ULL << level_bits(level - 1), max));
+		grown->check();
+		grown->check_shape();
+	}
+}
+
+/* A class's leaf is made, then others change the tree around it. */
+TEST_P(tree, keeps_a_leaf_that_is_empty_yet)
+{
+	for (const u64 other : {leaf, node, max}) {
+		auto one = make({});
+		cowsnap_node *const first = one->own(0);
+
+		ASSERT_NE(first, nullptr);
+		shim_fail_allocation(1);
+		EXPECT_FALSE(one->write(other));
+		shim_fail_allocation(2);
+		one->write(other);
+		shim_fail_allocation(0);
+		EXPECT_TRUE(one->write(other));
+		EXPECT_EQ(one->own(0), first);
+		one->store(first, 0);
+		one->check();
+		one->check_shape();
+	}
+}
+
+TEST_P(tree, isolates_both_sides_of_a_fork)
+{
+	for (const bool parent_first : {false, true}) {
+		auto parent = make({0, 1, leaf, 5 * node, max});
+		auto child = parent->fork();
+		region &one = parent_first ? *parent : *child;
+		region &two = parent_first ? *child : *parent;
+
+		EXPECT_EQ(parent->lookup(1), child->lookup(1));
+		EXPECT_TRUE(one.write(1));
+		EXPECT_TRUE(one.write(2));
+		EXPECT_NE(parent->lookup(1), child->lookup(1));
+		EXPECT_TRUE(two.remove(leaf, max - 1));
+		EXPECT_TRUE(two.write(3));
+		parent->check();
+		child->check();
+	}
+}
+
+TEST_P(tree, forks_without_allocating_or_visiting)
+{
+	auto parent = make({});
+
+	for (u64 index = 0; index < 4096; ++index)
+		EXPECT_TRUE(parent->write(index));
+	for (int i = 0; i < 3; ++i) {
+		const u64 allocations = shim_allocations();
+		const u64 dereferences = shim_dereferences();
+		const u64 nodes = cowsnap_tree_nodes();
+		auto child = parent->fork();
+		u64 first = 0;
+		u64 nr;
+
+		for (const auto &one : {parent.get(), child.get()})
+			EXPECT_FALSE(cowsnap_tree_next_dirty(&one->tree(), &first, &nr));
+		EXPECT_EQ(shim_allocations(), allocations);
+		EXPECT_EQ(cowsnap_tree_nodes(), nodes);
+		/* The root, on both sides, to see that it is not owned. */
+		EXPECT_LE(shim_dereferences() - dereferences, 2U);
+	}
+}
+
+/* What a write allocates in nodes. */
+u64 cost(region &member, u64 index)
+{
+	const u64 before = shim_allocations();
+
+	EXPECT_TRUE(member.write(index));
+	return shim_allocations() - before;
+}
+
+TEST_P(tree, copies_the_path_once)
+{
+	constexpr u64 high = 1ULL << (COWSNAP_INDEX_BITS - 1);
+	auto parent = make({0, leaf, node, high, high + leaf, high + node});
+	auto child = parent->fork();
+
+	EXPECT_EQ(cost(*child, high), u64{COWSNAP_TREE_HEIGHT});
+	EXPECT_EQ(cost(*child, high), 0U);
+	EXPECT_EQ(cost(*child, high + 1), 0U);
+	EXPECT_EQ(cost(*child, high + leaf), 1U);
+	EXPECT_EQ(cost(*child, high + node), 2U);
+	/* The parent alone has the old path now: it takes it over. */
+	EXPECT_EQ(cost(*parent, high), 0U);
+	EXPECT_EQ(cost(*parent, high + node), 0U);
+	/* The root is the parent's, what is below is shared. */
+	EXPECT_EQ(cost(*parent, 0), COWSNAP_TREE_HEIGHT - 1U);
+	EXPECT_EQ(cost(*child, 0), 0U);
+	parent->check();
+	child->check();
+}
+
+TEST_P(tree, copies_nothing_for_a_sole_owner)
+{
+	for (const bool child_survives : {false, true}) {
+		auto parent = make({0, leaf, max});
+		auto child = parent->fork();
+		auto &closed = child_survives ? parent : child;
+		region &left = child_survives ? *child : *parent;
+
+		closed.reset();
+		for (const u64 index : {u64{0}, leaf, max, max}) {
+			const cowsnap_granule *const held = left.lookup(index);
+
+			EXPECT_EQ(cost(left, index), 0U);
+			EXPECT_EQ(left.lookup(index), held);
+		}
+		left.check();
+		left.check_shape();
+	}
+}
+
+/*
+ * Granules that are copied for the child during a fork stay dirty in the parent,
+ * which must be able to say so without memory.
+ */
+TEST_P(tree, keeps_dirty_what_a_fork_copied)
+{
+	auto parent = make({0, leaf, node, 7 * node + 3, max});
+	auto child = parent->share();
+
+	for (const u64 index : {leaf, 7 * node + 3, max})
+		EXPECT_TRUE(child->write(index, true));
+	parent->seal();
+	shim_fail_allocation(1);
+	for (const u64 index : {leaf, 7 * node + 3, max}) {
+		const cowsnap_granule *const pinned = parent->lookup(index);
+
+		EXPECT_TRUE(parent->write(index));
+		EXPECT_EQ(parent->lookup(index), pinned);
+	}
+	EXPECT_FALSE(shim_allocation_failed());
+	shim_fail_allocation(0);
+	child->seal();
+	EXPECT_EQ(parent->dirty().size(), 3U);
+	parent->check();
+	child->check();
+}
+
+TEST_P(tree, gives_up_a_fork_without_a_trace)
+{
+	auto parent = make({0, 1, leaf, max});
+
+	EXPECT_TRUE(parent->fork()->write(0));
+	EXPECT_TRUE(parent->write(1));
+	const auto dirty = parent->dirty();
+	{
+		auto child = parent->share();
+
+		EXPECT_TRUE(child->write(1, true));
+		EXPECT_TRUE(child->write(5 * node));
+	}
+	EXPECT_EQ(parent->dirty(), dirty);
+	EXPECT_EQ(cost(*parent, 1), 0U);
+	parent->check();
+	parent->check_shape();
+}
+
+/* A thousand generations, each of which changed a little of not much. */
+regions chain(std::unique_ptr<region> first, chance &chance)
+{
+	regions family;
+
+	family.push_back(std::move(first));
+	while (family.size() < 1000) {
+		const u64 index = chance.below(24) * 5 * leaf;
+
+		family.push_back(family.back()->fork());
+		EXPECT_TRUE(family.back()->write(index));
+		if (chance.one_in(4)) {
+			EXPECT_TRUE(family.back()->remove(index + 1, index + node));
+		}
+	}
+	return family;
+}
+
+TEST_P(tree, outlives_a_thousand_generations)
+{
+	chance chance(4 + GetParam());
+	using chooser = std::function<std::size_t(std::size_t)>;
+	const chooser choosers[] = {
+		[](std::size_t) { return 0; },
+		[](std::size_t size) { return size - 1; },
+		[](std::size_t size) { return size / 2; },
+		[&](std::size_t size) { return chance.below(size); },
+	};
+
+	for (const chooser &choose : choosers) {
+		regions family = chain(make({0, leaf, node, max}), chance);
+
+		check(family);
+		while (!family.empty()) {
+			const std::size_t gone = choose(family.size());
+
+			family.erase(family.begin() + static_cast<long>(gone));
+			check_account();
+			/* The neighbours shared most with it. */
+			if (gone < family.size())
+				family[gone]->check();
+			if (gone)
+				family[gone - 1]->check();
+			if (family.size() % 250 == 0)
+				check(family);
+			ASSERT_FALSE(HasFailure());
+		}
+		EXPECT_EQ(cowsnap_tree_nodes(), 0U);
+	}
+}
+
+TEST_P(tree, destroys_three_in_every_order)
+{
+	std::vector<std::size_t> order = {0, 1, 2};
+
+	do {
+		regions family;
+
+		family.push_back(make({0, leaf, node, max}));
+		family.push_back(family[0]->fork());
+		family.push_back(family[1]->fork());
+		for (u64 i = 0; i < 3; ++i) {
+			EXPECT_TRUE(family[i]->write(i));
+			EXPECT_TRUE(family[i]->write(leaf));
+			EXPECT_TRUE(family[i]->remove(node - i, node + i));
+		}
+		for (const std::size_t gone : order) {
+			family[gone].reset();
+			check_account();
+			for (const auto &left : family)
+				if (left)
+					left->check();
+		}
+	} while (std::next_permutation(order.begin(), order.end()));
+}
+
+/* Every range between edges of slots, leaves and nodes, shared and not. */
+TEST_P(tree, removes_ranges_at_all_edges)
+{
+	std::vector<u64> edges = {0, 1, max - 1, max};
+
+	for (unsigned int level = 1; level < COWSNAP_TREE_HEIGHT; level += 2)
+		for (u64 off = 0; off < 3; ++off)
+			edges.push_back((1ULL << level_bits(level)) + off - 1);
+	std::sort(edges.begin(), edges.end());
+	for (auto first = edges.begin(); first != edges.end(); ++first) {
+		for (auto last = first; last != edges.end(); ++last) {
+			regions family;
+
+			family.push_back(make({}));
+			for (const u64 index : edges)
+				EXPECT_TRUE(family[0]->write(index));
+			if (*last % 2) {
+				family.push_back(family[0]->fork());
+				EXPECT_TRUE(family[0]->write(*first));
+			}
+			EXPECT_TRUE(family[0]->remove(*first, *last));
+			check(family);
+			/* Nothing is there: nothing changes. */
+			EXPECT_TRUE(family[0]->remove(*first, *last));
+			check(family);
+		}
+	}
+}
+
+TEST_P(tree, keeps_what_was_removed_until_it_is_let_go)
+{
+	auto parent = make({0, 1, leaf, 3 * node, max});
+	auto child = parent->fork();
+
+	EXPECT_TRUE(parent->write(1));
+	EXPECT_TRUE(parent->write(leaf));
+	auto taken = parent->take(1, 4 * node);
+	ASSERT_TRUE(taken);
+	parent->check();
+	child->check();
+	EXPECT_TRUE(parent->write(1));
+	EXPECT_TRUE(child->write(3 * node));
+	child->check();
+	taken->destroy();
+	parent->check();
+	child->check();
+	check_account();
+}
+
+/*
+ * Lets the nth allocation fail for n = 1, 2, ... until there is no nth any more;
+ * what did not work must have changed nothing, and must work afterwards.
+ */
+template <typename Setup, typename Operation>
+void sweep(Setup setup, Operation operation)
+{
+	for (unsigned int nth = 1; nth < 100; ++nth) {
+		regions family = setup();
+
+		shim_fail_allocation(nth);
+		const bool done = operation(*family[0]);
+		const bool failed = shim_allocation_failed();
+		shim_fail_allocation(0);
+
+		EXPECT_NE(done, failed) << "allocation " << nth;
+		for (const auto &member : family)
+			member->check();
+		if (family.size() == 1)
+			family[0]->check_shape();
+		if (!failed)
+			return;
+		EXPECT_TRUE(operation(*family[0]));
+		for (const auto &member : family)
+			member->check();
+	}
+	ADD_FAILURE() << "allocations never end";
+}
+
+TEST_P(tree, survives_every_failed_allocation)
+{
+	const std::vector<u64> indices = {0,	1,	  leaf - 1,  leaf,
+					  node, 3 * node, 70 * node, max};
+	const auto lone = [&] {
+		regions family;
+
+		family.push_back(make({0, 1, leaf, 3 * node, 70 * node + 5}));
+		return family;
+	};
+	const auto shared = [&] {
+		regions family = lone();
+
+		family.push_back(family[0]->fork());
+		return family;
+	};
+	const auto empty = [&] {
+		regions family;
+
+		family.push_back(make({}));
+		return family;
+	};
+
+	for (const std::function<regions()> &setup :
+	     {std::function<regions()>(lone), {shared}, {empty}}) {
+		for (const u64 index : indices) {
+			sweep(setup, [&](region &one) { return one.write(index); });
+			sweep(setup, [&](region &one) {
+				return one.remove(index, max);
+			});
+			sweep(setup, [&](region &one) {
+				return one.remove(index / 2, index);
+			});
+		}
+	}
+	check_account();
+}
+
+TEST(tree_module, undoes_a_failed_start)
+{
+	for (unsigned int nth = 1; nth <= 3; ++nth) {
+		shim_fail_allocation(nth);
+		EXPECT_EQ(cowsnap_tree_module_init(), -ENOMEM);
+		EXPECT_EQ(shim_live_objects(), 0U);
+	}
+	shim_fail_allocation(4);
+	EXPECT_EQ(cowsnap_tree_module_init(), 0);
+	EXPECT_FALSE(shim_allocation_failed());
+	shim_fail_allocation(0);
+	cowsnap_tree_module_exit();
+}
+
+/* Pointers that are followed stand for nodes that are visited. */
+template <typename Operation> u64 visits(Operation operation)
+{
+	const u64 before = shim_dereferences();
+
+	operation();
+	return shim_dereferences() - before;
+}
+
+TEST_P(tree, visits_the_path_alone_to_read)
+{
+	auto deep = make({0, max});
+
+	for (int generation = 0; generation < 100; ++generation) {
+		deep = deep->fork();
+		EXPECT_TRUE(deep->write(0));
+	}
+	for (const u64 index : {u64{0}, u64{1}, node, max})
+		EXPECT_LE(visits([&] { deep->check_index(index); }),
+			  2U * (COWSNAP_TREE_HEIGHT + 1));
+	/* From one end to the other, over an empty slot at most once. */
+	EXPECT_LE(visits([&] { EXPECT_EQ(deep->next(1, true), max); }),
+		  2U * COWSNAP_TREE_HEIGHT * COWSNAP_NODE_SLOTS);
+}
+
+TEST_P(tree, visits_what_is_dirty_alone)
+{
+	auto parent = make({max});
+
+	for (u64 index = 0; index < 64 * node; index += 3)
+		EXPECT_TRUE(parent->write(index));
+	auto child = parent->fork();
+
+	for (u64 dirty = 0; dirty < 40; ++dirty) {
+		u64 first = 0;
+		u64 nr;
+		u64 found = 0;
+		const u64 seen = visits([&] {
+			for (; cowsnap_tree_next_dirty(&child->tree(), &first, &nr);
+			     first += nr)
+				found += nr;
+		});
+
+		EXPECT_EQ(found, dirty);
+		/* Down again from the root at the end of every node at most. */
+		EXPECT_LE(seen, (dirty + 1) * (COWSNAP_TREE_HEIGHT + 1) *
+					COWSNAP_TREE_HEIGHT);
+		EXPECT_TRUE(child->write(dirty * 2 * node + dirty % leaf));
+	}
+}
+
+TEST_P(tree, destroys_what_it_alone_reached)
+{
+	auto parent = make({max});
+
+	for (u64 index = 0; index < 16 * node; ++index)
+		EXPECT_TRUE(parent->write(index));
+	const u64 nodes = cowsnap_tree_nodes();
+	auto child = parent->fork();
+
+	EXPECT_TRUE(child->write(0));
+	EXPECT_EQ(cowsnap_tree_nodes(), nodes + COWSNAP_TREE_HEIGHT);
+	EXPECT_EQ(shim_live_pages(), 16 * node + 2);
+	child.reset();
+	EXPECT_EQ(cowsnap_tree_nodes(), nodes);
+	EXPECT_EQ(shim_live_pages(), 16 * node + 1);
+	parent->check_shape();
+}
+
+/*
+ * Others run while a reader is between two reads, at every place where it can be.  @setup makes the two of a fork; @others may do what the locks that
+ * @reader stands for allow.
+ */
+template <typename Setup, typename Reader, typename Others>
+void overtake(Setup setup, Reader reader, Others others)
+{
+	bool overtaken = true;
+
+	for (unsigned int place = 1; overtaken; ++place) {
+		const auto [parent, child] = setup();
+		std::function<void()> run = [&, &parent = parent, &child = child] {
+			overtaken = true;
+			std::thread([&others, &parent = *parent, &child = *child] {
+				others(parent, child);
+			}).join();
+		};
+
+		overtaken = false;
+		shim_hook_lockless_read(
+			place,
+			[](void *arg) {
+				(*static_cast<std::function<void()> *>(arg))();
+			},
+			&run);
+		{
+			SCOPED_TRACE("overtaken after " + std::to_string(place) +
+				     " reads");
+			reader(*child);
+		}
+		shim_hook_lockless_read(0, nullptr, nullptr);
+		parent->check();
+		child->check();
+		ASSERT_LT(place, 1000U);
+	}
+}
+
+class overtaken : public tree {
+protected:
+	/* Two members that share everything. */
+	std::pair<std::unique_ptr<region>, std::unique_ptr<region>> fork_of(
+		std::initializer_list<u64> indices)
+	{
+		auto parent = make(indices);
+		auto child = parent->fork();
+
+		return {std::move(parent), std::move(child)};
+	}
+
+	/* Leaves of one node, in a tree with a few levels above. */
+	static constexpr u64 mine = 3 * node + 1;
+	static constexpr u64 other = mine + 2 * leaf;
+	static constexpr u64 far = 200 * node;
+};
+
+INSTANTIATE_TEST_SUITE_P(rcu, overtaken, testing::Bool(), [](const auto &info) {
+	return std::string(info.param ? "early" : "late");
+});
+
+/*
+ * The child writes elsewhere and so leaves shared nodes, which the parent takes
+ * over and changes: the child's reader may not see that.
+ */
+TEST_P(overtaken, lookup_sees_its_own_tree)
+{
+	overtake([&] { return fork_of({mine, other, far}); },
+		 [&](region &child) {
+			 EXPECT_EQ(child.lookup(mine), child.page(mine));
+		 },
+		 [&](region &parent, region &child) {
+			 EXPECT_TRUE(child.write(other));
+			 EXPECT_TRUE(parent.write(mine));
+		 });
+}
+
+TEST_P(overtaken, lookup_keeps_its_granule)
+{
+	overtake([&] { return fork_of({mine, other, far}); },
+		 [&](region &child) {
+			 EXPECT_EQ(child.lookup(mine), child.page(mine));
+		 },
+		 [&](region &parent, region &child) {
+			 EXPECT_TRUE(child.write(other));
+			 EXPECT_TRUE(parent.remove(mine, mine));
+		 });
+}
+
+TEST_P(overtaken, lookup_finds_no_data_in_its_hole)
+{
+	overtake([&] { return fork_of({mine + 1, other, far}); },
+		 [&](region &child) { EXPECT_EQ(child.lookup(mine), nullptr); },
+		 [&](region &parent, region &child) {
+			 EXPECT_TRUE(child.write(other));
+			 EXPECT_TRUE(parent.write(mine));
+		 });
+}
+
+TEST_P(overtaken, exclusive_counts_its_own_tree)
+{
+	overtake([&] { return fork_of({mine, other, far}); },
+		 [&](region &child) {
+			 EXPECT_LE(cowsnap_tree_leaf_exclusive(&child.tree(), mine),
+				   1U);
+		 },
+		 [&](region &parent, region &child) {
+			 EXPECT_TRUE(child.write(other));
+			 for (u64 i = 0; i < 4; ++i)
+				 EXPECT_TRUE(parent.write(mine + i));
+		 });
+}
+
+TEST_P(overtaken, next_finds_data_that_stays)
+{
+	overtake([&] { return fork_of({mine, other, far}); },
+		 [&](region &child) { EXPECT_EQ(child.next(mine, true), mine); },
+		 [&](region &parent, region &child) {
+			 EXPECT_TRUE(child.write(other));
+			 EXPECT_TRUE(parent.remove(0, max));
+		 });
+}
+
+TEST_P(overtaken, next_finds_a_hole_that_stays)
+{
+	overtake([&] { return fork_of({mine, other, far}); },
+		 [&](region &child) {
+			 EXPECT_EQ(child.next(mine + leaf, false), mine + leaf);
+		 },
+		 [&](region &parent, region &child) {
+			 EXPECT_TRUE(child.write(other));
+			 EXPECT_TRUE(parent.write(mine + leaf));
+		 });
+}
+
+TEST_P(overtaken, next_ends_in_a_tree_that_vanishes)
+{
+	overtake(
+		[&] {
+			auto two = fork_of({mine, other, far, max});
+
+			/* The ends of what is removed are owned, the rest shared. */
+			EXPECT_TRUE(two.second->write(0));
+			EXPECT_TRUE(two.second->write(max - 1));
+			return two;
+		},
+		[&](region &child) {
+			const auto found = child.next(1, true);
+
+			EXPECT_TRUE(found == mine || found == max) << *found;
+		},
+		[&](region &parent, region &child) {
+			EXPECT_TRUE(child.remove(0, max - 1));
+			/* The parent has it alone now. */
+			EXPECT_TRUE(parent.write(mine - 1));
+		});
+}
+
+TEST_P(overtaken, own_finds_its_leaf)
+{
+	overtake(
+		[&] {
+			auto two = fork_of({mine, other, far});
+
+			EXPECT_TRUE(two.second->write(far));
+			return two;
+		},
+		[&](region &child) { EXPECT_TRUE(child.write(mine)); },
+		[&](region &parent, region &child) {
+			EXPECT_TRUE(child.write(other));
+			EXPECT_TRUE(parent.write(mine));
+			EXPECT_TRUE(child.write(max));
+		});
+}
+
+/* Nodes that are not owned are taken over in front of who looks for owned ones. */
+TEST_P(overtaken, own_finds_its_leaf_in_a_sealed_tree)
+{
+	overtake(
+		[&] {
+			auto child = make({mine, other, far});
+
+			child->seal();
+			return std::pair(make({}), std::move(child));
+		},
+		[&](region &child) { EXPECT_TRUE(child.write(mine)); },
+		[&](region &, region &child) { EXPECT_TRUE(child.write(other)); });
+}
+
+TEST_P(overtaken, lookup_survives_growth)
+{
+	overtake([&] { return fork_of({mine, other}); },
+		 [&](region &child) {
+			 EXPECT_EQ(child.lookup(mine), child.page(mine));
+		 },
+		 [&](region &parent, region &child) {
+			 EXPECT_TRUE(child.write(max));
+			 EXPECT_TRUE(parent.write(mine));
+		 });
+}
+
+} // namespace
+} // namespace tree_test
+
+int main(int argc, char **argv)
+{
+	return ktap::run(argc, argv);
+}
