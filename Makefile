@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# What the kernel's build system reads is in Kbuild; here is what a person runs. All that is made goes to build/.
+
+vm := userspace-tests/vm
+KDIR ?= /lib/modules/$(shell uname -r)/build
+
+module:
+	@$(vm)/build-module "$(KDIR)"
+
+check:
+	@$(vm)/check $(LANES)
+
+demo:
+	@$(vm)/demo $(if $(FILE),"$(FILE)")
+
+clean:
+	rm -rf build
+
+help:
+	@echo 'make                   build cowsnap.ko for the running kernel'
+	@echo 'make KDIR=DIR          build it for the kernel whose build tree is DIR'
+	@echo 'make demo [FILE=F]     see forks of memory at work in a VM, on the data in F or on a Debian package index'
+	@echo 'make check             run every test: in VMs, under stock kernels; installs the packages that this needs'
+	@echo 'make check LANES="L"   run only some lanes; an unknown name lists them'
+	@echo 'make clean             remove build/'
+
+.PHONY: module check demo clean help

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash
+# What the scripts of this folder share; they source it first.
+set -euo pipefail
+export LC_ALL=C
+
+me=${0##*/}
+vm=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+top=$(cd "$vm/../.." && pwd)
+build=$top/build
+# shellcheck disable=SC2034 # used by the scripts that source this
+package_version=$(sed -n 's/^PACKAGE_VERSION="\(.*\)"$/\1/p' "$top/dkms.conf")
+
+die() {
+	printf '%s: %s\n' "$me" "$*" >&2
+	exit 1
+}
+
+can_be_root() {
+	[ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null
+}
+
+as_root() {
+	if [ "$(id -u)" -eq 0 ]; then
+		"$@"
+	else
+		sudo -n -- "$@"
+	fi
+}
+
+# Holds a lock named $1 until unlock, so that lanes that run side by side make a thing once.
+lock() {
+	mkdir -p "$build/locks"
+	exec {lock_fd}> "$build/locks/$1"
+	flock "$lock_fd"
+}
+
+unlock() {
+	exec {lock_fd}>&-
+}
