@@ -1,0 +1,584 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What may be mapped how, and what the calls that work on mappings do to a
+ * region's: each works or is refused.
+ */
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include <elf.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+
+#include <linux/userfaultfd.h>
+
+#include "fault.hpp"
+#include "fixture.hpp"
+#include "ktap.hpp"
+#include "process.hpp"
+
+using namespace cowsnap_test;
+
+namespace {
+
+class mappings : public cowsnap_fixture {
+protected:
+	static constexpr std::size_t pages = 20;
+
+	/* errno of mmap, 0 when it works. */
+	static int map_error(const region &file, int prot, int flags)
+	{
+		void *const address = ::mmap(nullptr, page_size, prot, flags,
+					     file.fd(), 0);
+
+		if (address == MAP_FAILED)
+			return errno;
+		::munmap(address, page_size);
+		return 0;
+	}
+
+	/* errno of mprotect. */
+	static int protect_error(const mapping &map, int prot)
+	{
+		return ::mprotect(map.data(), map.size(), prot) ? errno : 0;
+	}
+
+	region numbered() const
+	{
+		region made = dev.create_pages(pages);
+
+		number_pages(made, pages, 1);
+		return made;
+	}
+
+	static bool shows_numbers(const mapping &map, unsigned int first = 1)
+	{
+		for (std::size_t page = 0; page < map.pages(); page++)
+			if (!is_all(map.page(page),
+				    static_cast<unsigned int>(first + page)))
+				return false;
+		return true;
+	}
+};
+
+TEST_F(mappings, of_a_writable_region_are_shared)
+{
+	const region subject = numbered();
+
+	EXPECT_EQ(map_error(subject, PROT_READ, MAP_SHARED), 0);
+	EXPECT_EQ(map_error(subject, PROT_READ | PROT_WRITE, MAP_SHARED), 0);
+	EXPECT_EQ(map_error(subject, PROT_WRITE, MAP_SHARED), 0);
+	EXPECT_EQ(map_error(subject, PROT_NONE, MAP_SHARED), 0);
+	EXPECT_EQ(map_error(subject, PROT_READ, MAP_SHARED_VALIDATE), 0);
+	EXPECT_EQ(map_error(subject, PROT_READ, MAP_PRIVATE), EINVAL);
+	EXPECT_EQ(map_error(subject, PROT_READ | PROT_WRITE, MAP_PRIVATE), EINVAL);
+	EXPECT_EQ(map_error(subject.fork(), PROT_READ, MAP_PRIVATE), EINVAL);
+}
+
+TEST_F(mappings, of_a_snapshot_are_private_or_read_only)
+{
+	const region snapshot = numbered().snapshot();
+
+	EXPECT_EQ(map_error(snapshot, PROT_READ, MAP_SHARED), 0);
+	EXPECT_EQ(map_error(snapshot, PROT_READ | PROT_WRITE, MAP_SHARED), EPERM);
+	EXPECT_EQ(map_error(snapshot, PROT_WRITE, MAP_SHARED), EPERM);
+	EXPECT_EQ(map_error(snapshot, PROT_READ | PROT_WRITE, MAP_SHARED_VALIDATE),
+		  EPERM);
+	EXPECT_EQ(map_error(snapshot, PROT_READ, MAP_PRIVATE), 0);
+	EXPECT_EQ(map_error(snapshot, PROT_READ | PROT_WRITE, MAP_PRIVATE), 0);
+}
+
+TEST_F(mappings, of_a_snapshot_do_not_become_writable)
+{
+	const region snapshot = numbered().snapshot();
+	const mapping map = snapshot.map(PROT_READ);
+
+	EXPECT_TRUE(shows_numbers(map));
+	EXPECT_EQ(protect_error(map, PROT_READ | PROT_WRITE), EACCES);
+	EXPECT_EQ(protect_error(map, PROT_NONE), 0);
+	EXPECT_EQ(protect_error(map, PROT_READ | PROT_WRITE), EACCES);
+	EXPECT_EQ(protect_error(map, PROT_READ), 0);
+	EXPECT_EQ(signal_of_store(map.data()), SIGSEGV);
+	EXPECT_TRUE(shows_numbers(map));
+
+	/* A child process inherits no more. */
+	child heir([&] {
+		require(protect_error(map, PROT_READ | PROT_WRITE) == EACCES,
+			"a child made the mapping writable");
+	});
+	EXPECT_TRUE(heir.succeeded());
+}
+
+TEST_F(mappings, have_the_protection_that_they_were_given)
+{
+	const region subject = numbered();
+	const mapping map = subject.map(PROT_READ);
+
+	EXPECT_EQ(signal_of_store(map.data()), SIGSEGV);
+	EXPECT_EQ(protect_error(map, PROT_READ | PROT_WRITE), 0);
+	EXPECT_EQ(signal_of_store(map.data(), 77), 0);
+	EXPECT_EQ(protect_error(map, PROT_NONE), 0);
+	EXPECT_EQ(signal_of_load(map.data()), SIGSEGV);
+	EXPECT_EQ(protect_error(map, PROT_READ), 0);
+	EXPECT_EQ(map.data()[0], std::byte{77});
+}
+
+/* A mapping may be longer than the region. */
+TEST_F(mappings, reach_to_the_end_of_the_region)
+{
+	const region subject = dev.create(page_size + 10);
+	const mapping map(subject.fd(), 4 * page_size);
+	const region snapshot = subject.snapshot();
+	const mapping shown(snapshot.fd(), 4 * page_size, PROT_READ);
+	const mapping copied(snapshot.fd(), 4 * page_size, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE);
+
+	EXPECT_EQ(signal_of_store(map.page(1).data()), 0);
+	EXPECT_EQ(signal_of_load(map.page(2).data()), SIGBUS);
+	EXPECT_EQ(signal_of_store(map.page(2).data()), SIGBUS);
+	EXPECT_EQ(signal_of_load(shown.page(1).data()), 0);
+	EXPECT_EQ(signal_of_load(shown.page(2).data()), SIGBUS);
+	EXPECT_EQ(signal_of_store(copied.page(1).data()), 0);
+	EXPECT_EQ(signal_of_store(copied.page(3).data()), SIGBUS);
+	subject.write(3 * page_size, bytes_of(1, 1));
+	EXPECT_EQ(signal_of_store(map.page(2).data()), 0);
+	EXPECT_EQ(signal_of_load(map.page(3).data()), 0);
+	EXPECT_EQ(signal_of_load(shown.page(2).data()), SIGBUS);
+}
+
+/* A system call that meets such a page gets an errno, not a signal. */
+TEST_F(mappings, beyond_the_end_fail_system_calls)
+{
+	const region subject = dev.create_pages(1);
+	const mapping map(subject.fd(), 2 * page_size);
+	const pipe_pair pipe;
+	const std::vector<std::byte> bytes = bytes_of(100, 1);
+
+	check(::write(pipe.write_end.get(), bytes.data(), 100), "write");
+	EXPECT_EQ(::read(pipe.read_end.get(), map.page(1).data(), 100), -1);
+	EXPECT_EQ(errno, EFAULT);
+	EXPECT_EQ(::write(pipe.write_end.get(), map.page(1).data(), 100), -1);
+	EXPECT_EQ(errno, EFAULT);
+}
+
+TEST_F(mappings, of_a_part_show_that_part)
+{
+	const region subject = numbered();
+	const mapping map(subject.fd(), 3 * page_size, PROT_READ | PROT_WRITE,
+			  MAP_SHARED, 7 * page_size);
+
+	EXPECT_TRUE(shows_numbers(map, 8));
+
+	const region snapshot = subject.snapshot();
+
+	fill(map.bytes(), 99);
+	EXPECT_EQ(misnumbered_page(snapshot, pages, 1), -1);
+	EXPECT_TRUE(is_all(subject.read_page(6), 7));
+	EXPECT_TRUE(is_all(subject.read_page(7), 99));
+	EXPECT_TRUE(is_all(subject.read_page(9), 99));
+	EXPECT_TRUE(is_all(subject.read_page(10), 11));
+}
+
+TEST_F(mappings, are_unmapped_in_parts)
+{
+	const region subject = numbered();
+	mapping map = subject.map();
+	const region snapshot = subject.snapshot();
+
+	fill(map.bytes(), 50);
+	check(::munmap(map.page(5).data(), 3 * page_size), "munmap");
+	EXPECT_EQ(signal_of_load(map.page(5).data()), SIGSEGV);
+	EXPECT_EQ(signal_of_load(map.page(7).data()), SIGSEGV);
+	EXPECT_TRUE(is_all(map.page(4), 50));
+	EXPECT_TRUE(is_all(map.page(8), 50));
+
+	const region second = subject.snapshot();
+
+	fill(map.bytes().first(5 * page_size), 51);
+	fill(map.bytes().subspan(8 * page_size), 51);
+	EXPECT_TRUE(is_all(subject.read_page(5), 50));
+	EXPECT_TRUE(is_all(subject.read_page(8), 51));
+	EXPECT_TRUE(is_all(second.read(0, pages * page_size), 50));
+	EXPECT_EQ(misnumbered_page(snapshot, pages, 1), -1);
+}
+
+TEST_F(mappings, move_and_shrink_but_do_not_grow)
+{
+	const region subject = numbered();
+	mapping map(subject.fd(), 4 * page_size);
+
+	map.move();
+	EXPECT_TRUE(shows_numbers(map));
+	EXPECT_EQ(::mremap(map.data(), map.size(), 8 * page_size, MREMAP_MAYMOVE),
+		  MAP_FAILED);
+	EXPECT_EQ(errno, EFAULT);
+	EXPECT_EQ(::mremap(map.data(), map.size(), 8 * page_size, 0), MAP_FAILED);
+	EXPECT_EQ(errno, EFAULT);
+	EXPECT_EQ(::mremap(map.data(), map.size(), map.size(),
+			   MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr),
+		  MAP_FAILED);
+	EXPECT_EQ(errno, EINVAL);
+	EXPECT_TRUE(shows_numbers(map));
+	EXPECT_EQ(::mremap(map.data(), map.size(), 2 * page_size, 0), map.data());
+	EXPECT_TRUE(is_all(map.page(1), 2));
+	EXPECT_EQ(signal_of_load(map.data() + 2 * page_size), SIGSEGV);
+}
+
+/* mmap(2) over a part of a region's mapping with another region's. */
+TEST_F(mappings, are_replaced_in_place)
+{
+	const region first = numbered();
+	const region second = dev.create_pages(pages);
+	const mapping map = first.map();
+
+	number_pages(second, pages, 101);
+	fill(map.page(6), 77);
+	ASSERT_NE(::mmap(map.page(5).data(), 5 * page_size, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_FIXED, second.fd(),
+			 static_cast<off_t>(5 * page_size)),
+		  MAP_FAILED);
+	EXPECT_TRUE(is_all(map.page(4), 5));
+	EXPECT_TRUE(is_all(map.page(6), 107));
+	fill(map.page(6), 88);
+	EXPECT_TRUE(is_all(first.read_page(6), 77));
+	EXPECT_TRUE(is_all(second.read_page(6), 88));
+}
+
+/* The snapshot at the address that the region had: a process's rollback. */
+TEST_F(mappings, of_a_fork_take_the_place_of_its_parent)
+{
+	const region parent = numbered();
+	const mapping map = parent.map();
+	const region child = parent.fork();
+
+	fill(map.bytes(), 99);
+	ASSERT_NE(::mmap(map.data(), map.size(), PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_FIXED, child.fd(), 0),
+		  MAP_FAILED);
+	EXPECT_TRUE(shows_numbers(map));
+	fill(map.page(0), 55);
+	EXPECT_TRUE(is_all(parent.read_page(0), 99));
+	EXPECT_TRUE(is_all(child.read_page(0), 55));
+}
+
+TEST_F(mappings, are_rearranged_by_remap_file_pages)
+{
+	const region subject = numbered();
+	const mapping map = subject.map();
+
+	fill(map.page(3), 44);
+	ASSERT_EQ(::syscall(SYS_remap_file_pages, map.page(3).data(), page_size, 0,
+			    7, 0),
+		  0);
+	EXPECT_TRUE(is_all(map.page(3), 8));
+	EXPECT_TRUE(is_all(subject.read_page(3), 44));
+
+	const region snapshot = subject.snapshot();
+
+	fill(map.page(3), 66);
+	EXPECT_TRUE(is_all(map.page(7), 66));
+	EXPECT_TRUE(is_all(snapshot.read_page(7), 8));
+	EXPECT_TRUE(is_all(snapshot.read_page(3), 44));
+}
+
+TEST_F(mappings, keep_what_they_hold_through_madvise)
+{
+	const region subject = numbered();
+	const mapping map = subject.map();
+	const region snapshot = subject.snapshot();
+	unsigned int value = 50;
+
+	for (const int advice :
+	     {MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED,
+	      MADV_DONTNEED, MADV_COLD, MADV_PAGEOUT, MADV_DONTDUMP}) {
+		fill(map.bytes(), value);
+		ASSERT_EQ(::madvise(map.data(), map.size(), advice), 0) << advice;
+		EXPECT_TRUE(is_all(map.bytes(), value)) << advice;
+
+		const region second = subject.snapshot();
+
+		ASSERT_EQ(::madvise(map.data(), map.size(), advice), 0) << advice;
+		fill(map.bytes(), 99);
+		EXPECT_TRUE(is_all(second.read(0, map.size()), value)) << advice;
+		value++;
+	}
+	/* Only anonymous memory can be freed so. */
+	EXPECT_EQ(::madvise(map.data(), map.size(), MADV_FREE), -1);
+	EXPECT_EQ(errno, EINVAL);
+	EXPECT_TRUE(is_all(map.bytes(), 99));
+	EXPECT_EQ(misnumbered_page(snapshot, pages, 1), -1);
+}
+
+TEST_F(mappings, are_populated)
+{
+	const region subject = dev.create_pages(pages);
+	const mapping map = subject.map();
+	std::vector<unsigned char> resident(pages);
+
+	/* Reading makes nothing. */
+	check(::madvise(map.data(), map.size(), MADV_POPULATE_READ), "populate");
+	EXPECT_EQ(subject.stat().referenced, 0u);
+	EXPECT_TRUE(is_all(map.bytes(), 0));
+	check(::madvise(map.data(), map.size(), MADV_POPULATE_WRITE), "populate");
+	EXPECT_EQ(subject.stat().referenced, pages * page_size);
+
+	/* MAP_POPULATE reads what is shared. */
+	const region second = dev.create_pages(pages);
+	const mapping populated =
+		second.map(PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE);
+
+	EXPECT_GT(second.stat().faults, 0u);
+	EXPECT_EQ(second.stat().referenced, 0u);
+
+	/* A fork's pages become its own so, before they are needed. */
+	const region child = subject.fork();
+	const mapping child_map = child.map();
+
+	check(::madvise(child_map.data(), child_map.size(), MADV_POPULATE_WRITE),
+	      "populate");
+	EXPECT_EQ(child.stat().copies, pages);
+	EXPECT_EQ(child.stat().exclusive, pages * page_size);
+}
+
+TEST_F(mappings, beyond_the_end_are_not_populated)
+{
+	const region subject = dev.create_pages(1);
+	const mapping map(subject.fd(), 2 * page_size);
+
+	EXPECT_EQ(::madvise(map.data(), map.size(), MADV_POPULATE_WRITE), -1);
+	EXPECT_EQ(errno, EFAULT);
+	EXPECT_EQ(::madvise(map.data(), map.size(), MADV_POPULATE_READ), -1);
+	EXPECT_EQ(errno, EFAULT);
+}
+
+TEST_F(mappings, can_be_locked)
+{
+	const region subject = numbered();
+	const mapping map = subject.map();
+
+	EXPECT_EQ(::mlock(map.data(), map.size()), 0);
+	EXPECT_TRUE(shows_numbers(map));
+
+	const region snapshot = subject.snapshot();
+
+	fill(map.bytes(), 99);
+	EXPECT_EQ(misnumbered_page(snapshot, pages, 1), -1);
+	EXPECT_EQ(::munlock(map.data(), map.size()), 0);
+	EXPECT_EQ(::mlock2(map.data(), map.size(), MLOCK_ONFAULT), 0);
+	fill(map.bytes(), 98);
+	EXPECT_EQ(::munlock(map.data(), map.size()), 0);
+
+	const mapping locked = subject.map(PROT_READ, MAP_SHARED | MAP_LOCKED);
+
+	EXPECT_TRUE(is_all(locked.bytes(), 98));
+}
+
+TEST_F(mappings, are_left_to_the_parent_by_dontfork)
+{
+	const region subject = numbered();
+	const mapping map = subject.map();
+
+	map.advise(MADV_DONTFORK);
+	child without([&] {
+		require(signal_of_load(map.data()) == SIGSEGV,
+			"the child inherited the mapping");
+	});
+	EXPECT_TRUE(without.succeeded());
+	map.advise(MADV_DOFORK);
+	child with([&] { require(shows_numbers(map), "not inherited"); });
+	EXPECT_TRUE(with.succeeded());
+}
+
+TEST_F(mappings, refuse_userfaultfd)
+{
+	const region subject = numbered();
+	const region snapshot = subject.snapshot();
+	const mapping map = subject.map();
+	const mapping shown = snapshot.map(PROT_READ);
+	const unique_fd uffd(
+		static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC)));
+
+	if (!uffd)
+		GTEST_SKIP() << "this kernel has no userfaultfd";
+
+	uffdio_api api = {UFFD_API, 0, 0};
+
+	check(::ioctl(uffd.get(), UFFDIO_API, &api), "UFFDIO_API");
+	for (const mapping *target : {&map, &shown}) {
+		for (const std::uint64_t mode :
+		     {UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP}) {
+			uffdio_register arg = {
+				{reinterpret_cast<std::uintptr_t>(target->data()),
+				 target->size()},
+				mode,
+				0};
+
+			EXPECT_EQ(::ioctl(uffd.get(), UFFDIO_REGISTER, &arg), -1);
+			EXPECT_TRUE(errno == EINVAL || errno == EPERM) << errno;
+		}
+	}
+}
+
+TEST_F(mappings, are_read_and_written_from_another_process)
+{
+	const region subject = numbered();
+	const mapping map = subject.map();
+	const event done;
+	child target([&] { done.wait(); });
+	const region snapshot = subject.snapshot();
+	std::vector<std::byte> bytes(2 * page_size);
+	const iovec local = {bytes.data(), bytes.size()};
+	const iovec remote = {map.page(4).data(), bytes.size()};
+
+	EXPECT_EQ(::process_vm_readv(target.pid(), &local, 1, &remote, 1, 0),
+		  static_cast<ssize_t>(bytes.size()));
+	EXPECT_TRUE(is_all(std::span(bytes).first(page_size), 5));
+	EXPECT_TRUE(is_all(std::span(bytes).subspan(page_size), 6));
+	fill(bytes, 99);
+	EXPECT_EQ(::process_vm_writev(target.pid(), &local, 1, &remote, 1, 0),
+		  static_cast<ssize_t>(bytes.size()));
+	EXPECT_TRUE(is_all(map.page(4), 99));
+	EXPECT_TRUE(is_all(subject.read_page(5), 99));
+	EXPECT_EQ(misnumbered_page(snapshot, pages, 1), -1);
+	done.tell();
+	EXPECT_TRUE(target.succeeded());
+}
+
+/* The bytes at @address of the process that left the core file. */
+std::vector<std::byte> read_core(const std::string &file, const std::byte *address,
+				 std::size_t size)
+{
+	std::ifstream core(file, std::ios::binary);
+	Elf64_Ehdr header = {};
+	const auto wanted = reinterpret_cast<std::uintptr_t>(address);
+
+	core.read(reinterpret_cast<char *>(&header), sizeof(header));
+	if (!core)
+		throw std::runtime_error("no core file was written");
+	for (unsigned int i = 0; i < header.e_phnum; i++) {
+		Elf64_Phdr segment = {};
+
+		core.seekg(static_cast<std::streamoff>(header.e_phoff +
+						       i * sizeof(segment)));
+		core.read(reinterpret_cast<char *>(&segment), sizeof(segment));
+		if (segment.p_type != PT_LOAD || wanted < segment.p_vaddr ||
+		    wanted + size > segment.p_vaddr + segment.p_filesz)
+			continue;
+
+		std::vector<std::byte> bytes(size);
+
+		core.seekg(static_cast<std::streamoff>(segment.p_offset + wanted -
+						       segment.p_vaddr));
+		core.read(reinterpret_cast<char *>(bytes.data()),
+			  static_cast<std::streamsize>(size));
+		return bytes;
+	}
+	return {};
+}
+
+/* As a memfd's, with the core's default filter, holes and all. */
+TEST_F(mappings, are_in_a_core_dump)
+{
+	constexpr const char *pattern_file = "/proc/sys/kernel/core_pattern";
+	const std::string core =
+		std::filesystem::temp_directory_path() / "cowsnap-test-core";
+	const region subject = dev.create_pages(pages);
+	const mapping map = subject.map();
+	std::string pattern;
+	bool found = false;
+
+	std::getline(std::ifstream(pattern_file), pattern);
+	std::ofstream(pattern_file) << core;
+	fill(map.page(1), 21);
+
+	const region snapshot = subject.snapshot();
+	const mapping shown = snapshot.map(PROT_READ);
+
+	fill(map.page(2), 22);
+
+	child dumped([] {
+		const rlimit unlimited = {RLIM_INFINITY, RLIM_INFINITY};
+
+		check(::setrlimit(RLIMIT_CORE, &unlimited), "setrlimit");
+		::abort();
+	});
+	const int status = dumped.finish();
+
+	std::ofstream(pattern_file) << pattern << '\n';
+	ASSERT_TRUE(WIFSIGNALED(status));
+	ASSERT_TRUE(WCOREDUMP(status));
+	for (const std::string &file :
+	     {core, core + "." + std::to_string(dumped.pid())}) {
+		if (!std::filesystem::exists(file))
+			continue;
+
+		const std::vector<std::byte> dump =
+			read_core(file, map.data(), map.size());
+		const std::vector<std::byte> snapshot_dump =
+			read_core(file, shown.data(), shown.size());
+
+		ASSERT_EQ(dump.size(), map.size());
+		EXPECT_TRUE(std::ranges::equal(dump, map.bytes()));
+		ASSERT_EQ(snapshot_dump.size(), shown.size());
+		EXPECT_TRUE(std::ranges::equal(snapshot_dump, shown.bytes()));
+		std::filesystem::remove(file);
+		found = true;
+	}
+	EXPECT_TRUE(found) << "the kernel wrote no " << core;
+	EXPECT_EQ(subject.stat().referenced, 2 * page_size);
+}
+
+/* A process that only has the mapping, after all else is gone. */
+TEST_F(mappings, outlive_who_made_them)
+{
+	region subject = numbered();
+	mapping map = subject.map();
+	const event gone;
+	child heir([&] {
+		subject.close();
+		gone.wait();
+		require(shows_numbers(map), "the region is gone");
+		fill(map.bytes(), 99);
+		require(is_all(map.bytes(), 99), "the region cannot be written");
+	});
+
+	subject.close();
+	map.reset();
+	EXPECT_EQ(counters(dev).regions, before.regions + 1);
+	gone.tell();
+	EXPECT_TRUE(heir.succeeded());
+	EXPECT_EQ(counters(dev).regions, before.regions);
+}
+
+TEST_F(mappings, of_many_forks_at_once)
+{
+	std::vector<region> members;
+	std::vector<mapping> maps;
+
+	members.push_back(numbered());
+	maps.push_back(members.back().map());
+	for (unsigned int i = 1; i < 100; i++) {
+		members.push_back(members[i / 2].fork());
+		maps.push_back(members.back().map());
+		maps.back().store(i % pages, i);
+	}
+	EXPECT_TRUE(shows_numbers(maps[0]));
+	for (unsigned int i = 1; i < 100; i++)
+		EXPECT_EQ(maps[i].load(i % pages), i);
+	EXPECT_EQ(misnumbered_page(members[0], pages, 1), -1);
+}
+
+} // namespace
+
+int main(int argc, char **argv)
+{
+	return ktap::run(argc, argv);
+}
