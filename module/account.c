@@ -73,6 +73,8 @@ void cowsnap_account_uncharge(struct cowsnap_account *account,
  * @account: the family
  *
  * Happens when max_bytes is lowered below what is held.
+ *
+ * Return: true when it is.
  */
 bool cowsnap_account_over(struct cowsnap_account *account)
 {

@@ -2,17 +2,17 @@
 /*
  * Who may write a granule: the COW break and the sole-owner rule.
  *
- * The one state that everything rests on is the dirty mark of a slot in an owned
- * leaf:
+ * The one state that everything rests on is whether a granule is open:
  *
  *   A page may be written through this region - by a page-table entry that
  *   is writable or can become so without asking, by a pin that was taken through
- *   one, or by the kernel on behalf of write(2) - only while its slot is dirty.
- *   A page whose slot is dirty is reached by this region alone.
+ *   one, or by the kernel on behalf of write(2) - only while its granule is open.
+ *   A page whose granule is dirty, as all open ones are, is reached by this
+ *   region alone.
  *
- * The mark is set under the stripe before the first page-table entry is made, and
- * it goes away only when a fork, with all stripes held, has zapped the entries
- * and has seen that nothing else refers to the page (fork.c).
+ * It is opened under the stripe before the first such entry is made, and is closed
+ * only with all stripes held, after its entries were zapped and it was seen that
+ * nothing else refers to the page (protect.c). What is still open then is copied.
  *
  * Point in time follows.  Let T be the moment when FORK, holding all stripes,
  * has finished the last zap and its TLB flush.
@@ -22,18 +22,19 @@
  *   that the snapshot gets.
  * - A store that faults: its handler needs the stripe.  It had it before FORK, and
  *   installed the entry before it let go, so FORK zaps that entry; or it gets it
- *   after FORK, and finds the slot clean and the page shared: a copy.
+ *   after FORK, and finds the granule clean and shared: a copy.
  *   The handler installs the entry itself under the stripe; what it returns
  *   (VM_FAULT_NOPAGE) makes the core install nothing.  So there is no window
  *   between its return and the entry turning writable.
- * - write(2) copies under the stripe, to a dirty slot.
+ * - write(2) copies under the stripe, to an open granule.
  * - mprotect(PROT_READ) and back makes an entry writable without asking if it is
- *   dirty.  Only entries of dirty slots are ever made dirty, and those are zapped.
+ *   dirty.  Only entries of open granules are ever made dirty, and those are
+ *   zapped.
  * - A pin (O_DIRECT, io_uring, vmsplice, process_vm_writev) needs no entry later
  *   on.  get_user_pages_fast() takes its reference and then looks whether the
  *   entry is still there; the zap clears the entry and then, after the flush, FORK
  *   looks at the reference count: one of them sees the other.  A page that is
- *   referenced is copied for the child and stays dirty in the parent.
+ *   referenced is copied for the child and stays open in the parent.
  * - truncate, fork(2) and mremap of a mapper, a second FORK: take all stripes as
  *   well; or move entries under the locks that the zap takes, in an order in which
  *   it finds them.
@@ -95,7 +96,7 @@ void cowsnap_granule_release(struct cowsnap_region *region,
  * cowsnap_region_zap() - take granules out of every mapping of a region
  * @region: the region; the stripes of the granules are held
  * @index: the first granule
- * @nr: how many
+ * @nr: how many, 0 for all that follow
  *
  * When it returns no CPU can reach the pages through this region any more.
  */
@@ -131,6 +132,18 @@ static bool sole_owner(struct cowsnap_granule *granule, struct page *held)
 	return refs == 1 + cowsnap_page_mapcount(page) + (page == held);
 }
 
+/* From now on the granule may be written; it is this region's alone. */
+static void open_granule(struct cowsnap_region *region,
+			 struct cowsnap_node *leaf, u64 index)
+{
+	struct cowsnap_counts *counts = &cowsnap_stripe(region, index)->counts;
+
+	if (cowsnap_leaf_set_dirty(leaf, index))
+		counts->dirty++;
+	if (cowsnap_tree_open(&region->tree, leaf, index))
+		counts->open++;
+}
+
 static int fill_hole(struct cowsnap_region *region, u64 index,
 		     struct page **page)
 {
@@ -147,9 +160,8 @@ static int fill_hole(struct cowsnap_region *region, u64 index,
 		return -ENOMEM;
 	}
 	cowsnap_leaf_store(leaf, index, granule);
-	cowsnap_leaf_set_dirty(leaf, index);
+	open_granule(region, leaf, index);
 	stripe->counts.referenced++;
-	stripe->counts.dirty++;
 	stripe->counts.zero_fills++;
 	if (stripe->zero_mapped)
 		cowsnap_region_zap(region, index, 1);
@@ -167,8 +179,7 @@ static int copy_shared(struct cowsnap_region *region, u64 index,
 	if (IS_ERR(new))
 		return PTR_ERR(new);
 	cowsnap_leaf_store(leaf, index, new);
-	cowsnap_leaf_set_dirty(leaf, index);
-	stripe->counts.dirty++;
+	open_granule(region, leaf, index);
 	stripe->counts.copies++;
 	/*
 	 * Nobody may read the old page through this region once the new one can
@@ -211,10 +222,9 @@ int cowsnap_granule_write(struct cowsnap_region *region, u64 index,
 	if (!cowsnap_leaf_is_dirty(leaf, index)) {
 		if (!sole_owner(granule, held))
 			return copy_shared(region, index, leaf, page);
-		cowsnap_leaf_set_dirty(leaf, index);
-		stripe->counts.dirty++;
 		stripe->counts.reuses++;
 	}
+	open_granule(region, leaf, index);
 	*page = cowsnap_granule_page(granule);
 	return 0;
 }

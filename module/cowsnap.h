@@ -62,17 +62,19 @@ struct cowsnap_family {
  * struct cowsnap_counts - what happened in a stripe, or in a whole region
  * @referenced: granules that became reachable, less those that ceased to be
  * @dirty: granules changed since the last fork
+ * @open: granules that may be written without a fault
  * @faults: page faults
  * @copies: COW breaks that copied, and granules copied by a fork for a pin
  * @reuses: COW breaks that found the region to be the only owner
  * @zero_fills: holes filled
  *
- * A stripe's @referenced and @dirty may be negative; the sums over a region are
- * not.
+ * A stripe's @referenced, @dirty and @open may be negative; the sums over a region
+ * are not.
  */
 struct cowsnap_counts {
 	s64 referenced;
 	s64 dirty;
+	s64 open;
 	u64 faults;
 	u64 copies;
 	u64 reuses;
@@ -101,10 +103,11 @@ struct cowsnap_stripe {
  * @readonly: it is a snapshot
  * @fork_lock: see above
  * @tree: what it holds
+ * @prepare_next: where the next PREPARE goes on; under @fork_lock
  * @stripes: NULL in a snapshot, and until somebody maps or writes the region;
  *	set once, under @fork_lock
- * @referenced: granules that it could reach when it was made; the stripes count
- *	from there
+ * @referenced: granules that it could reach when it was made or restored; the
+ *	stripes count from there
  * @forks: made of it
  * @snapshot_faults: page faults, where there are no stripes to count them
  */
@@ -117,6 +120,7 @@ struct cowsnap_region {
 	bool readonly;
 	struct mutex fork_lock;
 	struct cowsnap_tree tree;
+	u64 prepare_next;
 	struct cowsnap_stripe *stripes;
 	u64 referenced;
 	atomic64_t forks;
@@ -152,8 +156,38 @@ int cowsnap_region_activate(struct cowsnap_region *region);
 void cowsnap_region_lock_all(struct cowsnap_region *region);
 void cowsnap_region_unlock_all(struct cowsnap_region *region);
 
+/* protect.c: closing granules */
+bool cowsnap_granule_pinned(struct cowsnap_granule *granule);
+void cowsnap_region_protect_first(struct cowsnap_region *region);
+int cowsnap_region_prepare(struct cowsnap_region *region, u64 budget,
+			   u64 *left);
+
+/**
+ * struct cowsnap_image - what a region held at one instant
+ * @tree: nobody else knows it; what is open in it was copied for it
+ * @referenced: granules in it
+ * @length: of the region, in bytes
+ */
+struct cowsnap_image {
+	struct cowsnap_tree tree;
+	u64 referenced;
+	loff_t length;
+};
+
 /* fork.c */
+int cowsnap_image_take(struct cowsnap_image *image,
+		       struct cowsnap_region *region);
+void cowsnap_image_destroy(struct cowsnap_image *image);
 struct file *cowsnap_region_fork(struct cowsnap_region *parent, bool readonly);
+
+/* restore.c */
+int cowsnap_region_restore(struct cowsnap_region *region,
+			   struct cowsnap_region *source, u64 *changed);
+
+/* diff.c */
+int cowsnap_region_diff(struct cowsnap_region *region,
+			struct cowsnap_region *other,
+			struct cowsnap_diff *args);
 
 /* stat.c */
 int cowsnap_region_stat(struct cowsnap_region *region,
@@ -177,6 +211,7 @@ int cowsnap_region_mmap(struct file *file, struct vm_area_struct *vma);
 /* io.c */
 extern const struct inode_operations cowsnap_region_iops;
 
+struct page *cowsnap_granule_page_get(struct cowsnap_region *region, u64 index);
 ssize_t cowsnap_region_read_iter(struct kiocb *iocb, struct iov_iter *to);
 ssize_t cowsnap_region_write_iter(struct kiocb *iocb, struct iov_iter *from);
 loff_t cowsnap_region_llseek(struct file *file, loff_t offset, int whence);

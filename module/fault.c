@@ -6,7 +6,7 @@
  * map count each, so get_user_pages(), smaps and ptrace work as for any file.
  * Their invariant, under the stripe: an entry is empty or maps what the tree has
  * at its index (the zero page for a hole); and it is writable or dirty only while
- * the slot is dirty (cow.c).
+ * the granule is open (cow.c).
  *
  * The VMAs are VM_DONTEXPAND, which makes them special: the core does not merge
  * them, and userfaultfd and khugepaged, which would make and move entries behind
@@ -162,7 +162,7 @@ static int read_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 		/* What may be written already need not fault again for it. */
 		return insert_entry(vmf, cowsnap_granule_page(granule),
 				    (vmf->vma->vm_flags & VM_WRITE) &&
-				    cowsnap_tree_is_dirty(&region->tree, index));
+				    cowsnap_tree_is_open(&region->tree, index));
 	page = get_zero_page();
 	if (!page)
 		return -EFAULT;

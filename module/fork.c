@@ -7,36 +7,30 @@
 
 #include "cowsnap.h"
 
-/* Takes out of all mappings what may be written through them. */
-static void zap_dirty(struct cowsnap_region *region)
+/* Takes what is open out of all mappings. */
+static void zap_open(struct cowsnap_region *region)
 {
 	u64 first = 0;
-	u64 nr;
+	u64 nr = U64_MAX;
 
 	/* Entries are made under a stripe, in VMAs that are linked before. */
 	if (!mapping_mapped(region->inode->i_mapping))
 		return;
-	while (cowsnap_tree_next_dirty(&region->tree, &first, &nr)) {
+	while (cowsnap_tree_next_open(&region->tree, &first, &nr)) {
 		cowsnap_region_zap(region, first, nr);
 		first += nr;
+		nr = U64_MAX;
 	}
 }
 
-/*
- * Gives @child a copy of its own of @granule if somebody may write that one
- * through a reference that is not a mapping.  The count is exact: the granule is
- * in one leaf, and no mapping is left.  Who only reads it, for a moment, costs a
- * copy that was not needed.
- */
-static int copy_if_pinned(struct cowsnap_region *parent,
+/* Gives @child a granule of its own in place of one that it shares. */
+static int copy_for_child(struct cowsnap_region *parent,
 			  struct cowsnap_tree *child, u64 index,
 			  struct cowsnap_granule *granule)
 {
 	struct cowsnap_granule *copy;
 	struct cowsnap_node *leaf;
 
-	if (page_ref_count(cowsnap_granule_page(granule)) == 1)
-		return 0;
 	copy = cowsnap_granule_alloc(parent, granule);
 	if (IS_ERR(copy))
 		return PTR_ERR(copy);
@@ -47,7 +41,7 @@ static int copy_if_pinned(struct cowsnap_region *parent,
 	}
 	/* The parent's leaf still points to it: the child's was one more. */
 	cowsnap_granule_release(parent, cowsnap_leaf_store(leaf, index, copy));
-	cowsnap_leaf_set_dirty(leaf, index);
+	cowsnap_tree_open(child, leaf, index);
 	return 0;
 }
 
@@ -55,82 +49,105 @@ static int copy_pinned(struct cowsnap_region *parent,
 		       struct cowsnap_tree *child)
 {
 	u64 first = 0;
-	u64 nr;
+	u64 nr = 1;
 
-	while (cowsnap_tree_next_dirty(&parent->tree, &first, &nr)) {
-		for (; nr; nr--, first++) {
-			struct cowsnap_granule *granule;
-			int err;
+	for (; cowsnap_tree_next_open(&parent->tree, &first, &nr); first++) {
+		struct cowsnap_granule *granule;
+		int err;
 
-			granule = cowsnap_tree_lookup(&parent->tree, first);
-			err = copy_if_pinned(parent, child, first, granule);
-			if (err)
-				return err;
-		}
+		granule = cowsnap_tree_lookup(&parent->tree, first);
+		if (!cowsnap_granule_pinned(granule))
+			continue;
+		err = copy_for_child(parent, child, first, granule);
+		if (err)
+			return err;
 	}
 	return 0;
 }
 
 /*
  * What was copied for the child may be written through the parent still, so it
- * is dirty there from the start.  Needs no memory: all nodes on the path were the
+ * is open there from the start.  Needs no memory: all nodes on the path were the
  * parent's own before the fork, and the child has copied them.
  */
 static void keep_pinned(struct cowsnap_region *parent,
 			struct cowsnap_tree *child)
 {
 	u64 first = 0;
-	u64 nr;
+	u64 nr = 1;
 
-	while (cowsnap_tree_next_dirty(child, &first, &nr)) {
-		for (; nr; nr--, first++) {
-			struct cowsnap_stripe *stripe;
-			struct cowsnap_node *leaf;
+	for (; cowsnap_tree_next_open(child, &first, &nr); first++) {
+		struct cowsnap_counts *counts;
+		struct cowsnap_node *leaf;
 
-			leaf = cowsnap_tree_own(&parent->tree, first);
-			if (WARN_ON_ONCE(!leaf))
-				continue;
-			cowsnap_leaf_set_dirty(leaf, first);
-			stripe = cowsnap_stripe(parent, first);
-			stripe->counts.dirty++;
-			stripe->counts.copies++;
-		}
+		leaf = cowsnap_tree_own(&parent->tree, first);
+		if (WARN_ON_ONCE(!leaf))
+			continue;
+		cowsnap_leaf_set_dirty(leaf, first);
+		cowsnap_tree_open(&parent->tree, leaf, first);
+		counts = &cowsnap_stripe(parent, first)->counts;
+		counts->dirty++;
+		counts->open++;
+		counts->copies++;
 	}
 }
 
-/* A region without stripes has not changed since it was forked itself. */
-static void fork_unchanged(struct cowsnap_region *parent,
-			   struct cowsnap_region *child)
-{
-	cowsnap_tree_share(&child->tree, &parent->tree);
-	child->referenced = parent->referenced;
-	i_size_write(child->inode, i_size_read(parent->inode));
-}
-
-/* The part of a fork for which the writers wait. */
-static int fork_stopped(struct cowsnap_region *parent,
-			struct cowsnap_region *child)
+/**
+ * cowsnap_image_take() - take what a region holds at one instant
+ * @image: to be made; cowsnap_image_destroy() lets go of it
+ * @region: its fork_lock and all of its stripes are held
+ *
+ * Return: 0, -ENOSPC, -ENOMEM or -EHWPOISON; then there is no image, and nothing
+ * has changed.
+ */
+int cowsnap_image_take(struct cowsnap_image *image,
+		       struct cowsnap_region *region)
 {
 	unsigned int i;
 	int err;
 
-	zap_dirty(parent);
-	/* get_user_pages_fast() counts first and then looks for the entry. */
-	smp_mb();
-	fork_unchanged(parent, child);
-	err = copy_pinned(parent, &child->tree);
-	if (err)
-		return err;
-
-	cowsnap_tree_seal(&parent->tree);
-	for (i = 0; i < COWSNAP_STRIPES; i++) {
-		child->referenced += parent->stripes[i].counts.referenced;
-		parent->stripes[i].counts.dirty = 0;
+	/* A region without stripes has not changed since it was made. */
+	if (region->stripes) {
+		zap_open(region);
+		/* get_user_pages_fast() counts, and then looks for the entry. */
+		smp_mb();
 	}
-	keep_pinned(parent, &child->tree);
-	/* Nothing maps the copies: they are the child's as if it had forked. */
-	cowsnap_tree_seal(&child->tree);
+	cowsnap_tree_init(&image->tree, &region->family->account);
+	cowsnap_tree_share(&image->tree, &region->tree);
+	image->referenced = region->referenced;
+	image->length = i_size_read(region->inode);
+	if (!region->stripes)
+		return 0;
+
+	err = copy_pinned(region, &image->tree);
+	if (err) {
+		cowsnap_image_destroy(image);
+		return err;
+	}
+	cowsnap_tree_seal(&region->tree);
+	for (i = 0; i < COWSNAP_STRIPES; i++) {
+		struct cowsnap_counts *counts = &region->stripes[i].counts;
+
+		image->referenced += counts->referenced;
+		counts->dirty = 0;
+		counts->open = 0;
+	}
+	keep_pinned(region, &image->tree);
 	return 0;
+}
+
+void cowsnap_image_destroy(struct cowsnap_image *image)
+{
+	cowsnap_tree_destroy(&image->tree);
+}
+
+/* Gives a region that holds nothing what the image has. */
+static void image_give(struct cowsnap_image *image,
+		       struct cowsnap_region *region)
+{
+	cowsnap_tree_share(&region->tree, &image->tree);
+	region->referenced = image->referenced;
+	i_size_write(region->inode, image->length);
 }
 
 /**
@@ -145,8 +162,9 @@ static int fork_stopped(struct cowsnap_region *parent,
 struct file *cowsnap_region_fork(struct cowsnap_region *parent, bool readonly)
 {
 	struct cowsnap_region *child;
+	struct cowsnap_image image;
 	struct file *file;
-	int err = 0;
+	int err;
 
 	if (cowsnap_account_over(&parent->family->account))
 		return ERR_PTR(-ENOSPC);
@@ -157,21 +175,18 @@ struct file *cowsnap_region_fork(struct cowsnap_region *parent, bool readonly)
 	child->parent_id = parent->id;
 	child->generation = parent->generation + 1;
 
-	err = mutex_lock_interruptible(&parent->fork_lock);
-	if (err) {
-		err = -ERESTARTSYS;
+	err = -ERESTARTSYS;
+	if (mutex_lock_interruptible(&parent->fork_lock))
 		goto err_put_file;
-	}
-	if (parent->stripes) {
-		cowsnap_region_lock_all(parent);
-		err = fork_stopped(parent, child);
-		cowsnap_region_unlock_all(parent);
-	} else {
-		fork_unchanged(parent, child);
-	}
+	cowsnap_region_lock_all(parent);
+	cowsnap_region_protect_first(parent);
+	err = cowsnap_image_take(&image, parent);
+	cowsnap_region_unlock_all(parent);
 	mutex_unlock(&parent->fork_lock);
 	if (err)
 		goto err_put_file;
+	image_give(&image, child);
+	cowsnap_image_destroy(&image);
 	return file;
 
 err_put_file:

@@ -38,8 +38,14 @@ static struct cowsnap_stripe *lock_stripe(struct cowsnap_region *region,
 	return stripe;
 }
 
-/* What the region has at an index, with a page reference; NULL for a hole. */
-static struct page *get_granule_page(struct cowsnap_region *region, u64 index)
+/**
+ * cowsnap_granule_page_get() - what a region has at an index, to be read
+ * @region: the region, activated
+ * @index: the granule
+ *
+ * Return: its page, with a reference; NULL for a hole.
+ */
+struct page *cowsnap_granule_page_get(struct cowsnap_region *region, u64 index)
 {
 	struct cowsnap_stripe *stripe = NULL;
 	struct cowsnap_granule *granule;
@@ -60,7 +66,7 @@ static size_t read_granule(struct cowsnap_region *region, loff_t pos,
 	struct page *page;
 	size_t done;
 
-	page = get_granule_page(region, granule_index(region, pos));
+	page = cowsnap_granule_page_get(region, granule_index(region, pos));
 	if (!page)
 		return iov_iter_zero(bytes, to);
 	done = copy_page_to_iter(page, granule_offset(region, pos), bytes, to);
@@ -72,10 +78,9 @@ ssize_t cowsnap_region_read_iter(struct kiocb *iocb, struct iov_iter *to)
 {
 	struct cowsnap_region *region = iocb->ki_filp->private_data;
 	ssize_t total = 0;
-	int err = 0;
+	int err;
 
-	if (!region->readonly)
-		err = cowsnap_region_activate(region);
+	err = cowsnap_region_activate(region);
 	while (!err && iov_iter_count(to)) {
 		loff_t left = i_size_read(region->inode) - iocb->ki_pos;
 		size_t bytes, done;
@@ -275,6 +280,7 @@ static int shrink(struct cowsnap_region *region, loff_t length,
 	stripe = lock_stripe(region, 0);
 	stripe->counts.referenced -= tally.granules;
 	stripe->counts.dirty -= tally.dirty;
+	stripe->counts.open -= tally.open;
 	mutex_unlock(&stripe->lock);
 	return own_tail(region, length, true);
 }

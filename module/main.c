@@ -38,6 +38,9 @@ union ioctl_arg {
 	struct cowsnap_create create;
 	struct cowsnap_fork fork;
 	struct cowsnap_stat stat;
+	struct cowsnap_prepare prepare;
+	struct cowsnap_restore restore;
+	struct cowsnap_diff diff;
 };
 
 /* Writes back as much of a struct as the user has room for. */
@@ -130,6 +133,66 @@ static long ioctl_stat(struct file *file, void *arg, void __user *uarg)
 	return err ?: copy_out(uarg, stat, sizeof(*stat));
 }
 
+/* The file of another region; ERR_PTR(-EBADF), or -EINVAL for any other file. */
+static struct file *get_region_file(s32 fd)
+{
+	struct file *file = fget(fd);
+
+	if (!file)
+		return ERR_PTR(-EBADF);
+	if (file->f_op != &cowsnap_region_fops) {
+		fput(file);
+		return ERR_PTR(-EINVAL);
+	}
+	return file;
+}
+
+static long ioctl_restore(struct file *file, void *arg, void __user *uarg)
+{
+	struct cowsnap_restore *restore = arg;
+	struct file *source;
+	long ret;
+
+	/* What cannot be told must not be done. */
+	if (copy_out(uarg, restore, sizeof(*restore)))
+		return -EFAULT;
+	source = get_region_file(restore->src_fd);
+	if (IS_ERR(source))
+		return PTR_ERR(source);
+	ret = cowsnap_region_restore(file->private_data, source->private_data,
+				     &restore->changed);
+	fput(source);
+	return ret ?: copy_out(uarg, restore, sizeof(*restore));
+}
+
+static long ioctl_diff(struct file *file, void *arg, void __user *uarg)
+{
+	struct cowsnap_diff *diff = arg;
+	struct file *other;
+	long ret;
+
+	if (!diff->count || diff->count > COWSNAP_DIFF_MAX ||
+	    diff->end <= diff->start || diff->end > MAX_LFS_FILESIZE)
+		return -EINVAL;
+	other = get_region_file(diff->other_fd);
+	if (IS_ERR(other))
+		return PTR_ERR(other);
+	ret = cowsnap_region_diff(file->private_data, other->private_data,
+				  diff);
+	fput(other);
+	return ret ?: copy_out(uarg, diff, sizeof(*diff));
+}
+
+static long ioctl_prepare(struct file *file, void *arg, void __user *uarg)
+{
+	struct cowsnap_prepare *prepare = arg;
+	int err;
+
+	err = cowsnap_region_prepare(file->private_data, prepare->budget,
+				     &prepare->left);
+	return err ?: copy_out(uarg, prepare, sizeof(*prepare));
+}
+
 static const struct ioctl_op device_ops[] = {
 	{
 		.cmd = COWSNAP_IOC_QUERY,
@@ -158,6 +221,23 @@ static const struct ioctl_op region_ops[] = {
 		.size = sizeof(struct cowsnap_stat),
 		.min_size = offsetofend(struct cowsnap_stat, bytes_copied),
 		.execute = ioctl_stat,
+	}, {
+		.cmd = COWSNAP_IOC_RESTORE,
+		.size = sizeof(struct cowsnap_restore),
+		.min_size = offsetofend(struct cowsnap_restore, changed),
+		.reserved = offsetof(struct cowsnap_restore, __reserved),
+		.execute = ioctl_restore,
+	}, {
+		.cmd = COWSNAP_IOC_DIFF,
+		.size = sizeof(struct cowsnap_diff),
+		.min_size = offsetofend(struct cowsnap_diff, ranges),
+		.flags = COWSNAP_DIFF_F_EXACT,
+		.execute = ioctl_diff,
+	}, {
+		.cmd = COWSNAP_IOC_PREPARE,
+		.size = sizeof(struct cowsnap_prepare),
+		.min_size = offsetofend(struct cowsnap_prepare, left),
+		.execute = ioctl_prepare,
 	}
 };
 
@@ -225,6 +305,10 @@ static void __init check_abi(void)
 	BUILD_BUG_ON(sizeof(struct cowsnap_create) != 64);
 	BUILD_BUG_ON(sizeof(struct cowsnap_fork) != 16);
 	BUILD_BUG_ON(sizeof(struct cowsnap_stat) != 128);
+	BUILD_BUG_ON(sizeof(struct cowsnap_prepare) != 24);
+	BUILD_BUG_ON(sizeof(struct cowsnap_restore) != 24);
+	BUILD_BUG_ON(sizeof(struct cowsnap_diff) != 48);
+	BUILD_BUG_ON(sizeof(struct cowsnap_range) != 24);
 }
 
 static int __init cowsnap_init(void)

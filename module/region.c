@@ -212,11 +212,10 @@ struct file *cowsnap_region_create(const struct cowsnap_create *args)
 }
 
 /**
- * cowsnap_region_activate() - make a region ready to be mapped and written
- * @region: the region, not a snapshot
+ * cowsnap_region_activate() - make a region ready to be read and written
+ * @region: the region
  *
- * Most snapshots of a region, and many forks, are never written: they do
- * without stripes.
+ * Snapshots need no stripes, and many forks are never used.
  *
  * Return: 0 or -ENOMEM.
  */
@@ -226,7 +225,7 @@ int cowsnap_region_activate(struct cowsnap_region *region)
 	unsigned int i;
 
 	/* Pairs with the store below: whoever sees the stripes may use them. */
-	if (smp_load_acquire(&region->stripes))
+	if (region->readonly || smp_load_acquire(&region->stripes))
 		return 0;
 	stripes = kvcalloc(COWSNAP_STRIPES, sizeof(*stripes),
 			   GFP_KERNEL_ACCOUNT);
@@ -247,13 +246,16 @@ int cowsnap_region_activate(struct cowsnap_region *region)
 	return 0;
 }
 
-/* Stops everybody who could change what the region holds or how it is mapped. */
+/*
+ * Stops everybody who could change what the region holds or how it is mapped:
+ * nobody could, when there are no stripes.
+ */
 void cowsnap_region_lock_all(struct cowsnap_region *region)
 {
 	unsigned int i;
 
 	lockdep_assert_held(&region->fork_lock);
-	for (i = 0; i < COWSNAP_STRIPES; i++)
+	for (i = 0; region->stripes && i < COWSNAP_STRIPES; i++)
 		mutex_lock_nest_lock(&region->stripes[i].lock,
 				     &region->fork_lock);
 }
@@ -262,7 +264,7 @@ void cowsnap_region_unlock_all(struct cowsnap_region *region)
 {
 	unsigned int i;
 
-	for (i = 0; i < COWSNAP_STRIPES; i++)
+	for (i = 0; region->stripes && i < COWSNAP_STRIPES; i++)
 		mutex_unlock(&region->stripes[i].lock);
 }
 

@@ -11,9 +11,11 @@
  * - Taking over a node that is not owned is the same as copying it and dropping
  *   the original, done in place: right when its only reference is that of an
  *   owned node (or root), because then nobody else can reach it.
- * - A mark in an interior node says that the child in that slot is owned; a
- *   mark in a leaf that the granule in that slot is dirty.  Marks mean
- *   something in owned nodes only.
+ * - A bit in a leaf's @dirty says that the tree changed the granule in that slot
+ *   since its last fork; one in @open that the granule is open (tree.h), which
+ *   only a dirty one is.  A bit in an interior node's @open says that there may
+ *   be open granules under that slot; where there is one, all the bits on its
+ *   path are set.  The bits mean something in owned nodes only.
  * - No node is empty, once the tree's lock is released.
  */
 #include <linux/bitops.h>
@@ -34,20 +36,24 @@
  * @refs: nodes and trees that point here
  * @shift: log2 of the indices that one slot stands for
  * @count: slots in use
+ * @linked: in a leaf, the bits in @open of all nodes above are set
  * @owner: the epoch of the only tree that reaches this node and may change it
- * @marks: a bit for each slot, see above
+ * @dirty: a bit for each slot of a leaf, see above
+ * @open: a bit for each slot, see above
  * @rcu: for freeing
  * @slot: interior nodes, or in a leaf granules
  *
- * @count, @marks and @slot of an owned leaf are protected by its class lock,
- * everything else in owned nodes by tree->lock.
+ * @count, @dirty, @open and @slot of an owned leaf are protected by its class
+ * lock, everything else in owned nodes by tree->lock.
  */
 struct cowsnap_node {
 	refcount_t refs;
 	u8 shift;
 	u8 count;
+	bool linked;
 	u64 owner;
-	unsigned long marks;
+	unsigned long dirty;
+	unsigned long open;
 	struct rcu_head rcu;
 	void __rcu *slot[];
 };
@@ -315,6 +321,26 @@ static void node_moved(struct cowsnap_tree *tree)
 	smp_store_release(&tree->moves, tree->moves + 1);
 }
 
+/**
+ * cowsnap_tree_swap() - exchange what two trees hold
+ * @a: all of its class locks are held
+ * @b: a tree that nobody else knows
+ *
+ * Neither owns a node afterwards.
+ */
+void cowsnap_tree_swap(struct cowsnap_tree *a, struct cowsnap_tree *b)
+{
+	struct cowsnap_node *root = root_get(a);
+
+	mutex_lock(&a->lock);
+	rcu_assign_pointer(a->root, root_get(b));
+	rcu_assign_pointer(b->root, root);
+	node_moved(a);
+	mutex_unlock(&a->lock);
+	cowsnap_tree_seal(a);
+	cowsnap_tree_seal(b);
+}
+
 /* Under RCU; for a walk that is checked. */
 static struct cowsnap_node *find_leaf(struct cowsnap_tree *tree, u64 index)
 {
@@ -422,7 +448,9 @@ static struct cowsnap_node *node_own(struct cowsnap_tree *tree,
 	if (refcount_read(&node->refs) == 1) {
 		/* The others' last look came before their refcount_dec. */
 		smp_acquire__after_ctrl_dep();
-		node->marks = 0;
+		node->dirty = 0;
+		node->open = 0;
+		node->linked = false;
 		WRITE_ONCE(node->owner, tree->epoch);
 		return node;
 	}
@@ -459,7 +487,7 @@ static int tree_grow(struct cowsnap_tree *tree, u64 index)
 			return -ENOMEM;
 		RCU_INIT_POINTER(top->slot[0], root);
 		top->count = 1;
-		top->marks = root->owner == tree->epoch;
+		top->open = root->owner == tree->epoch;
 		rcu_assign_pointer(tree->root, top);
 		root = top;
 	}
@@ -482,11 +510,18 @@ static struct cowsnap_node *own_path(struct cowsnap_tree *tree, u64 index,
 
 		if (!node)
 			return NULL;
-		if (parent)
-			__set_bit(pos - parent->slot, &parent->marks);
-		if (!node->shift)
+		/*
+		 * Who makes a leaf is about to open it: spare it link_leaf().
+		 * Not before the child is owned: its bits mean nothing until then.
+		 */
+		if (create && parent)
+			__set_bit(slot_of(parent, index), &parent->open);
+		if (!node->shift) {
+			node->linked |= create;
 			return node;
+		}
 
+		parent = node;
 		pos = &node->slot[slot_of(node, index)];
 		if (!rcu_access_pointer(*pos)) {
 			struct cowsnap_node *child;
@@ -500,7 +535,6 @@ static struct cowsnap_node *own_path(struct cowsnap_tree *tree, u64 index,
 			rcu_assign_pointer(*pos, child);
 			node->count++;
 		}
-		parent = node;
 	}
 }
 
@@ -524,7 +558,7 @@ static void tree_prune(struct cowsnap_tree *tree, u64 index)
 		RCU_INIT_POINTER(*pos, NULL);
 		if (parent) {
 			parent->count--;
-			__clear_bit(pos - parent->slot, &parent->marks);
+			__clear_bit(pos - parent->slot, &parent->open);
 		}
 		tree_node_put(tree, node);
 	}
@@ -566,13 +600,72 @@ struct cowsnap_granule *cowsnap_leaf_granule(struct cowsnap_node *leaf,
 /* Did the tree change @index since its last fork?  Class lock held. */
 bool cowsnap_leaf_is_dirty(struct cowsnap_node *leaf, u64 index)
 {
-	return test_bit(slot_of(leaf, index), &leaf->marks);
+	return test_bit(slot_of(leaf, index), &leaf->dirty);
 }
 
 /* Notes that @index is changed; true when it was not before.  Class lock held. */
 bool cowsnap_leaf_set_dirty(struct cowsnap_node *leaf, u64 index)
 {
-	return !__test_and_set_bit(slot_of(leaf, index), &leaf->marks);
+	return !__test_and_set_bit(slot_of(leaf, index), &leaf->dirty);
+}
+
+/* Sets the bits above the leaf of @index, all nodes on whose path are owned. */
+static void link_leaf(struct cowsnap_tree *tree, struct cowsnap_node *leaf,
+		      u64 index)
+{
+	struct cowsnap_node *node;
+
+	mutex_lock(&tree->lock);
+	for (node = root_get(tree); node != leaf;
+	     node = slot_get(node, slot_of(node, index)))
+		__set_bit(slot_of(node, index), &node->open);
+	leaf->linked = true;
+	mutex_unlock(&tree->lock);
+}
+
+/**
+ * cowsnap_tree_open() - note that a granule may be written without asking
+ * @tree: the tree
+ * @leaf: from cowsnap_tree_own()
+ * @index: dirty; its class lock is held
+ *
+ * Return: true when it was not open before.
+ */
+bool cowsnap_tree_open(struct cowsnap_tree *tree, struct cowsnap_node *leaf,
+		       u64 index)
+{
+	if (__test_and_set_bit(slot_of(leaf, index), &leaf->open))
+		return false;
+	if (!leaf->linked)
+		link_leaf(tree, leaf, index);
+	return true;
+}
+
+/**
+ * cowsnap_tree_close() - note that granules cannot be written without asking
+ * @tree: all of its class locks are held
+ * @index: in a leaf that has open granules
+ * @slots: a bit for each slot of the leaf that is to be closed
+ */
+void cowsnap_tree_close(struct cowsnap_tree *tree, u64 index,
+			unsigned long slots)
+{
+	struct cowsnap_node *path[COWSNAP_TREE_HEIGHT];
+	struct cowsnap_node *node;
+	int depth = 0;
+
+	mutex_lock(&tree->lock);
+	for (node = root_get(tree); node->shift;
+	     node = slot_get(node, slot_of(node, index)))
+		path[depth++] = node;
+	node->open &= ~slots;
+	if (!node->open)
+		node->linked = false;
+	while (!node->open && depth) {
+		node = path[--depth];
+		__clear_bit(slot_of(node, index), &node->open);
+	}
+	mutex_unlock(&tree->lock);
 }
 
 /**
@@ -595,29 +688,34 @@ struct cowsnap_granule *cowsnap_leaf_store(struct cowsnap_node *leaf, u64 index,
 	return old;
 }
 
-/* As cowsnap_leaf_is_dirty(), for who has no leaf. */
-bool cowsnap_tree_is_dirty(struct cowsnap_tree *tree, u64 index)
+/* Is @index open?  Class lock held. */
+bool cowsnap_tree_is_open(struct cowsnap_tree *tree, u64 index)
 {
 	struct cowsnap_node *leaf = find_owned_leaf(tree, index);
 
-	return leaf && cowsnap_leaf_is_dirty(leaf, index);
+	return leaf && test_bit(slot_of(leaf, index), &leaf->open);
 }
 
 enum walk {
 	WALK_ALL,	/* every node */
-	WALK_OWNED,	/* nodes that the tree owns */
+	WALK_OPEN,	/* owned nodes with open granules */
 	WALK_EXCLUSIVE,	/* nodes that only this tree reaches */
 };
 
-static bool walk_enters(struct cowsnap_node *node, unsigned long slot,
-			enum walk walk)
+/* The first slot at or after @slot that @walk enters. */
+static unsigned long walk_next_slot(struct cowsnap_node *node,
+				    unsigned long slot, enum walk walk)
 {
-	struct cowsnap_node *child;
+	if (walk == WALK_OPEN)
+		return find_next_bit(&node->open, COWSNAP_NODE_SLOTS, slot);
+	for (; slot < COWSNAP_NODE_SLOTS; slot++) {
+		struct cowsnap_node *child = rcu_dereference(node->slot[slot]);
 
-	if (walk == WALK_OWNED)
-		return test_bit(slot, &node->marks);
-	child = rcu_dereference(node->slot[slot]);
-	return child && (walk == WALK_ALL || refcount_read(&child->refs) == 1);
+		if (child && (walk == WALK_ALL ||
+			      refcount_read(&child->refs) == 1))
+			break;
+	}
+	return slot;
 }
 
 static bool walk_starts(struct cowsnap_tree *tree, struct cowsnap_node *root,
@@ -626,7 +724,7 @@ static bool walk_starts(struct cowsnap_tree *tree, struct cowsnap_node *root,
 	if (!root_covers(root, index))
 		return false;
 	return walk == WALK_ALL ||
-	       (walk == WALK_OWNED && root->owner == tree->epoch) ||
+	       (walk == WALK_OPEN && root->owner == tree->epoch) ||
 	       (walk == WALK_EXCLUSIVE && refcount_read(&root->refs) == 1);
 }
 
@@ -645,14 +743,13 @@ again:
 	if (!walk_starts(tree, node, *index, walk))
 		return NULL;
 	while (node->shift) {
-		slot = slot_of(node, *index);
-		if (!walk_enters(node, slot, walk)) {
-			/* On to the next slot, perhaps in the next node. */
-			*index = (*index | ((1ULL << node->shift) - 1)) + 1;
-			if (slot_of(node, *index) == 0)
-				goto again;
-			continue;
-		}
+		slot = walk_next_slot(node, slot_of(node, *index), walk);
+		/* On to that slot, perhaps in the next node. */
+		if (slot != slot_of(node, *index))
+			*index = (*index & ~shift_last(node->shift)) +
+				 ((u64)slot << node->shift);
+		if (slot == COWSNAP_NODE_SLOTS)
+			goto again;
 		node = rcu_dereference(node->slot[slot]);
 		if (!node)
 			goto again;
@@ -694,71 +791,73 @@ bool cowsnap_tree_next(struct cowsnap_tree *tree, u64 *index, bool data)
 	do {
 		struct cowsnap_node *leaf;
 		unsigned long begin;
-		bool found;
+		bool found, again;
 		u64 at;
 
-		rcu_read_lock();
 		do {
+			cond_resched();
+			rcu_read_lock();
 			begin = walk_begin(tree);
 			at = *index;
 			leaf = data ? walk_to_leaf(tree, &at, WALK_ALL) :
 				      find_leaf(tree, at);
 			found = leaf ? leaf_next(leaf, &at, data) : !data;
-		} while (walk_again(tree, begin));
-		rcu_read_unlock();
+			again = walk_again(tree, begin);
+			rcu_read_unlock();
+		} while (again);
 		*index = at;
 		if (found)
 			return true;
 		if (!leaf)
 			return false;
-		cond_resched();
 	} while (next_leaf_index(index));
 	return false;
 }
 
 /**
- * cowsnap_tree_next_dirty() - find what changed since the last fork
+ * cowsnap_tree_next_open() - find granules that may be written without asking
  * @tree: all of its class locks are held
- * @first: where to start; out, the first dirty index at or after it
- * @nr: out, how many dirty indices follow each other from there
+ * @first: where to start; out, the first open index at or after it
+ * @nr: the most to look for; out, how many open indices follow from @first
  *
- * Visits owned nodes only.
+ * Visits nodes with open granules only.
  *
- * Return: false when nothing more is dirty.
+ * Return: false when nothing more is open.
  */
-bool cowsnap_tree_next_dirty(struct cowsnap_tree *tree, u64 *first, u64 *nr)
+bool cowsnap_tree_next_open(struct cowsnap_tree *tree, u64 *first, u64 *nr)
 {
 	struct cowsnap_node *leaf;
 	u64 index = *first;
 	u64 at = index;
+	u64 found = 0;
 
-	*nr = 0;
 	rcu_read_lock();
-	while ((leaf = walk_to_leaf(tree, &at, WALK_OWNED))) {
+	while (found < *nr && (leaf = walk_to_leaf(tree, &at, WALK_OPEN))) {
 		unsigned long slot = slot_of(leaf, at);
-		unsigned long marks = leaf->marks >> slot;
+		unsigned long open = leaf->open >> slot;
 		unsigned long run;
 
-		if (*nr && at != index)
+		if (found && at != index)
 			break;
-		if (!*nr) {
-			if (!marks) {
+		if (!found) {
+			if (!open) {
 				at = (at | (COWSNAP_LEAF_SLOTS - 1)) + 1;
 				continue;
 			}
-			*first = at + __ffs(marks);
-			slot += __ffs(marks);
-			marks >>= __ffs(marks);
+			*first = at + __ffs(open);
+			slot += __ffs(open);
+			open >>= __ffs(open);
 		}
-		run = marks == ULONG_MAX ? BITS_PER_LONG : ffz(marks);
-		*nr += run;
+		run = open == ULONG_MAX ? BITS_PER_LONG : ffz(open);
+		found += run;
 		if (slot + run < COWSNAP_LEAF_SLOTS)
 			break;
-		index = *first + *nr;
+		index = *first + found;
 		at = index;
 	}
 	rcu_read_unlock();
-	return *nr;
+	*nr = min(found, *nr);
+	return found;
 }
 
 /**
@@ -771,16 +870,18 @@ bool cowsnap_tree_next_dirty(struct cowsnap_tree *tree, u64 *first, u64 *nr)
 bool cowsnap_tree_next_exclusive(struct cowsnap_tree *tree, u64 *index)
 {
 	unsigned long begin;
-	bool found;
+	bool found, again;
 	u64 at;
 
-	rcu_read_lock();
 	do {
+		cond_resched();
+		rcu_read_lock();
 		begin = walk_begin(tree);
 		at = *index;
 		found = walk_to_leaf(tree, &at, WALK_EXCLUSIVE);
-	} while (walk_again(tree, begin));
-	rcu_read_unlock();
+		again = walk_again(tree, begin);
+		rcu_read_unlock();
+	} while (again);
 	*index = at;
 	return found;
 }
@@ -816,6 +917,113 @@ unsigned int cowsnap_tree_leaf_exclusive(struct cowsnap_tree *tree, u64 index)
 			nr++;
 	}
 	return nr;
+}
+
+/*
+ * The child of @node, which may be NULL, on the way to @index from a level of
+ * @shift; a node below that level is the root of a lower tree.
+ */
+static struct cowsnap_node *diff_child(struct cowsnap_node *node, u8 shift,
+				       u64 index)
+{
+	if (!node || node->shift == shift)
+		return node ? rcu_dereference(node->slot[slot_of(node, index)]) :
+			      NULL;
+	return index & shift_last(shift) & ~((1ULL << shift) - 1) ? NULL : node;
+}
+
+/*
+ * Descends in both trees to the first pair of leaves, at or after *@index, that
+ * are not the same one; either may be missing.  False when there is none.
+ */
+static bool diff_leaves(struct cowsnap_tree *a, struct cowsnap_tree *b,
+			u64 *index, struct cowsnap_node **x,
+			struct cowsnap_node **y)
+{
+	u8 shift;
+
+again:
+	*x = rcu_dereference(a->root);
+	*y = rcu_dereference(b->root);
+	shift = max(*x ? (*x)->shift : 0, *y ? (*y)->shift : 0);
+	if (*x == *y || *index > shift_last(shift))
+		return false;
+	while (shift) {
+		struct cowsnap_node *cx = diff_child(*x, shift, *index);
+		struct cowsnap_node *cy = diff_child(*y, shift, *index);
+
+		if (cx == cy) {
+			u64 mask = shift_last(shift);
+
+			*index = (*index | ((1ULL << shift) - 1)) + 1;
+			if (!(*index & mask))
+				goto again;
+			continue;
+		}
+		*x = cx;
+		*y = cy;
+		shift = shift_below(shift);
+	}
+	return true;
+}
+
+/* From *@index on in two leaves, to the first run of slots that differ. */
+static u64 leaf_diff(struct cowsnap_node *x, struct cowsnap_node *y, u64 *index,
+		     bool *data)
+{
+	unsigned long slot = *index & (COWSNAP_LEAF_SLOTS - 1);
+	u64 nr = 0;
+
+	for (; slot < COWSNAP_LEAF_SLOTS; slot++) {
+		void *gx = x ? rcu_dereference(x->slot[slot]) : NULL;
+		void *gy = y ? rcu_dereference(y->slot[slot]) : NULL;
+
+		if (nr && (gx == gy || !!gx != *data))
+			break;
+		*data = gx;
+		if (gx != gy)
+			nr++;
+		else
+			++*index;
+	}
+	return nr;
+}
+
+/**
+ * cowsnap_tree_next_diff() - find where two trees do not hold the same granule
+ * @a: a tree
+ * @b: another
+ * @first: where to start; out, the first such index at or after it
+ * @nr: out, how many follow from there in one leaf
+ * @data: out, whether they are granules in @a, all of them, or holes
+ *
+ * Skips what they share, so is O(what differs).  Needs no lock; what is changed
+ * meanwhile may be found or not.
+ *
+ * Return: false when there is no more.
+ */
+bool cowsnap_tree_next_diff(struct cowsnap_tree *a, struct cowsnap_tree *b,
+			    u64 *first, u64 *nr, bool *data)
+{
+	struct cowsnap_node *x, *y;
+	bool more, again;
+
+	do {
+		unsigned long begin_a, begin_b;
+		u64 at = *first;
+
+		cond_resched();
+		rcu_read_lock();
+		begin_a = walk_begin(a);
+		begin_b = walk_begin(b);
+		more = diff_leaves(a, b, &at, &x, &y);
+		*nr = more ? leaf_diff(x, y, &at, data) : 0;
+		again = walk_again(a, begin_a) || walk_again(b, begin_b);
+		rcu_read_unlock();
+		if (!again)
+			*first = at;
+	} while (again || (more && !*nr));
+	return more;
 }
 
 /* Two empty nodes for each level: the ends of a range leave one each. */
@@ -861,8 +1069,10 @@ static void slot_move(struct cowsnap_node *to, struct cowsnap_node *from,
 	to->count++;
 	RCU_INIT_POINTER(from->slot[slot], NULL);
 	from->count--;
-	if (__test_and_clear_bit(slot, &from->marks))
-		__set_bit(slot, &to->marks);
+	if (__test_and_clear_bit(slot, &from->dirty))
+		__set_bit(slot, &to->dirty);
+	if (__test_and_clear_bit(slot, &from->open))
+		__set_bit(slot, &to->open);
 }
 
 /*
@@ -896,7 +1106,7 @@ static void node_cut(struct cowsnap_tree *tree, struct cowsnap_node *node,
 		if (!child->count) {
 			RCU_INIT_POINTER(node->slot[slot], NULL);
 			node->count--;
-			__clear_bit(slot, &node->marks);
+			__clear_bit(slot, &node->open);
 			tree_node_put(tree, child);
 		}
 	}
@@ -952,8 +1162,10 @@ static void node_tally(struct cowsnap_tree *tree, struct cowsnap_node *node,
 
 	if (!node->shift) {
 		tally->granules += node->count;
-		if (node->owner == tree->epoch)
-			tally->dirty += hweight_long(node->marks);
+		if (node->owner == tree->epoch) {
+			tally->dirty += hweight_long(node->dirty);
+			tally->open += hweight_long(node->open);
+		}
 		return;
 	}
 	for (slot = 0; slot < COWSNAP_NODE_SLOTS; slot++) {

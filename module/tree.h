@@ -11,6 +11,10 @@
  * and then seals the parent, that is gives it a new epoch: with that, in O(1),
  * no node is owned by anyone.
  *
+ * A granule is open while it may be written without this code being asked: what
+ * the next fork has to see to.  Only dirty granules, those that the tree changed
+ * since its last fork, are open.
+ *
  * This file knows nothing of mm: it also builds in userspace, where it is
  * tested against a model (userspace-tests/tree).
  *
@@ -78,10 +82,12 @@ struct cowsnap_trash {
  * struct cowsnap_tally - granules counted
  * @granules: slots that held a granule
  * @dirty: those among them that the tree changed since its last fork
+ * @open: those among them that are open
  */
 struct cowsnap_tally {
 	u64 granules;
 	u64 dirty;
+	u64 open;
 };
 
 int cowsnap_tree_module_init(void);
@@ -92,11 +98,12 @@ void cowsnap_tree_init(struct cowsnap_tree *tree,
 		       struct cowsnap_account *account);
 void cowsnap_tree_share(struct cowsnap_tree *child, struct cowsnap_tree *parent);
 void cowsnap_tree_seal(struct cowsnap_tree *tree);
+void cowsnap_tree_swap(struct cowsnap_tree *a, struct cowsnap_tree *b);
 void cowsnap_tree_destroy(struct cowsnap_tree *tree);
 
 struct cowsnap_granule *cowsnap_tree_lookup(struct cowsnap_tree *tree,
 					    u64 index);
-bool cowsnap_tree_is_dirty(struct cowsnap_tree *tree, u64 index);
+bool cowsnap_tree_is_open(struct cowsnap_tree *tree, u64 index);
 bool cowsnap_tree_next(struct cowsnap_tree *tree, u64 *index, bool data);
 
 struct cowsnap_node *cowsnap_tree_own(struct cowsnap_tree *tree, u64 index);
@@ -107,7 +114,14 @@ bool cowsnap_leaf_set_dirty(struct cowsnap_node *leaf, u64 index);
 struct cowsnap_granule *cowsnap_leaf_store(struct cowsnap_node *leaf, u64 index,
 					   struct cowsnap_granule *granule);
 
-bool cowsnap_tree_next_dirty(struct cowsnap_tree *tree, u64 *first, u64 *nr);
+bool cowsnap_tree_open(struct cowsnap_tree *tree, struct cowsnap_node *leaf,
+		       u64 index);
+void cowsnap_tree_close(struct cowsnap_tree *tree, u64 index,
+			unsigned long slots);
+bool cowsnap_tree_next_open(struct cowsnap_tree *tree, u64 *first, u64 *nr);
+
+bool cowsnap_tree_next_diff(struct cowsnap_tree *a, struct cowsnap_tree *b,
+			    u64 *first, u64 *nr, bool *data);
 
 bool cowsnap_tree_next_exclusive(struct cowsnap_tree *tree, u64 *index);
 unsigned int cowsnap_tree_leaf_exclusive(struct cowsnap_tree *tree, u64 index);

@@ -44,7 +44,10 @@
 
 /* On a region */
 #define COWSNAP_IOC_FORK	_IO(COWSNAP_IOC_MAGIC, 0x10)
+#define COWSNAP_IOC_RESTORE	_IO(COWSNAP_IOC_MAGIC, 0x11)
+#define COWSNAP_IOC_DIFF	_IO(COWSNAP_IOC_MAGIC, 0x12)
 #define COWSNAP_IOC_STAT	_IO(COWSNAP_IOC_MAGIC, 0x13)
+#define COWSNAP_IOC_PREPARE	_IO(COWSNAP_IOC_MAGIC, 0x14)
 
 /**
  * struct cowsnap_query - what the loaded module is and what it holds
@@ -126,8 +129,9 @@ struct cowsnap_create {
  *
  * There is one instant while the ioctl runs such that every store through any
  * mapping in any process, and every write(2), that came before it is in the new
- * region, and none that came after it is.  When the ioctl fails there is no new
- * region, and this one is as it was.
+ * region, and none that came after it is.  Writers wait for the last step only,
+ * which sees to what they wrote while the first went over the rest.  When the
+ * ioctl fails there is no new region, and this one holds what it held.
  *
  * Errors: ENOSPC when the family holds more than its limit or the module more
  * than max_bytes; EMFILE or ENFILE when no descriptor is left; ENOMEM; EINTR
@@ -141,6 +145,120 @@ struct cowsnap_fork {
 	__u32 flags;
 	__s32 fd;
 	__u32 __reserved;
+};
+
+/**
+ * struct cowsnap_restore - make this region hold what another member of its
+ * family holds now (COWSNAP_IOC_RESTORE)
+ *
+ * @size: sizeof(struct cowsnap_restore)
+ * @flags: must be 0
+ * @src_fd: the other member: an ancestor for a rollback, a child for a commit
+ * @__reserved: must be 0
+ * @changed: out, bytes of granules that the two did not share
+ *
+ * There is one instant while the ioctl runs at which all of this region's
+ * mappings, in all processes, go over to what the other held at that instant.
+ * The length goes with it.  What the two share stays mapped.  What was written to
+ * this region since it forked is lost, with what pins for I/O still write.
+ *
+ * Errors: EBADF when @src_fd is no descriptor, EINVAL when it is no region, EXDEV
+ * when it is of another family; EPERM when this region is a snapshot; ENOSPC and
+ * EHWPOISON when a granule of the other that is pinned for I/O has to be copied
+ * and cannot be; ENOMEM; EINTR as for FORK, but while a write(2) to this region is
+ * under way only for a signal that kills; and those of the calling convention.
+ * On error both hold what they held.  That @changed can be written is tried out
+ * first; who unmaps it meanwhile gets EFAULT all the same.
+ */
+struct cowsnap_restore {
+	__u32 size;
+	__u32 flags;
+	__s32 src_fd;
+	__u32 __reserved;
+	__aligned_u64 changed;
+};
+
+/** define COWSNAP_RANGE_F_HOLE - nothing there, reads as zero */
+#define COWSNAP_RANGE_F_HOLE	(1U << 0)
+
+/**
+ * struct cowsnap_range - a part of a region that DIFF found
+ *
+ * @offset: in bytes, a multiple of the granule
+ * @length: in bytes, a multiple of the granule
+ * @flags: COWSNAP_RANGE_F_HOLE when this region has a hole there
+ * @__reserved: 0
+ */
+struct cowsnap_range {
+	__aligned_u64 offset;
+	__aligned_u64 length;
+	__u32 flags;
+	__u32 __reserved;
+};
+
+/** define COWSNAP_DIFF_F_EXACT - leave out granules with equal bytes */
+#define COWSNAP_DIFF_F_EXACT	(1U << 0)
+
+/**
+ * struct cowsnap_diff - find where two members of a family differ
+ * (COWSNAP_IOC_DIFF)
+ *
+ * @size: sizeof(struct cowsnap_diff)
+ * @flags: COWSNAP_DIFF_F_* bits
+ * @other_fd: the other member
+ * @count: room at @ranges, 1 to COWSNAP_DIFF_MAX; out, ranges written
+ * @start: in bytes; a range may begin before it, with its granule
+ * @end: in bytes, above @start; a range may end after it, with its granule
+ * @next: out, where to go on from, as the next call's @start; not below @end
+ *	when there is no more
+ * @ranges: a pointer to an array of struct cowsnap_range
+ *
+ * Finds the granules that the two do not share, in the order of their offsets,
+ * those that touch and are alike in one range, in time proportional to their
+ * number.  A granule that was written is not shared, even with the bytes that it
+ * had before, unless COWSNAP_DIFF_F_EXACT compares them.  What is changed
+ * meanwhile may be found or not.  A signal ends the call early, and is no error.
+ *
+ * Errors: EBADF, EINVAL and EXDEV for @other_fd as for RESTORE; EINVAL when
+ * @count or @end is out of range; EFAULT when @ranges cannot be written; ENOMEM;
+ * and those of the calling convention.
+ */
+struct cowsnap_diff {
+	__u32 size;
+	__u32 flags;
+	__s32 other_fd;
+	__u32 count;
+	__aligned_u64 start;
+	__aligned_u64 end;
+	__aligned_u64 next;
+	__aligned_u64 ranges;
+};
+
+/** define COWSNAP_DIFF_MAX - the most ranges that one DIFF tells */
+#define COWSNAP_DIFF_MAX	65536
+
+/**
+ * struct cowsnap_prepare - make the next FORK short (COWSNAP_IOC_PREPARE)
+ *
+ * @size: sizeof(struct cowsnap_prepare)
+ * @flags: must be 0
+ * @budget: the most granules to see to, 0 for all
+ * @left: out, granules that a FORK now would have to see to still
+ *
+ * Write-protects what was written since the last FORK, a little at a time, while
+ * the writers go on, and begins where the last call stopped.  Nobody sees a
+ * change, but the next store to such a page faults once; it copies nothing.
+ * Pages that are written again meanwhile, and those that are pinned, are left.
+ * May run in a thread of its own; a signal ends it early, and is no error.  On a
+ * snapshot there is nothing to do.
+ *
+ * Errors: EINTR as for FORK, and those of the calling convention.
+ */
+struct cowsnap_prepare {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 budget;
+	__aligned_u64 left;
 };
 
 /** define COWSNAP_STAT_F_READONLY - the region is a snapshot */

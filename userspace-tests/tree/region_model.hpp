@@ -2,8 +2,8 @@
 /*
  * A tree, and beside it what it must hold: every call is made on both.
  *
- * The module's own users are stood in for: write() follows the sole-owner rule,
- * and holes and granules, charges and releases balance as they must there.
+ * The module's own users are stood in for: write() follows the sole-owner rule
+ * and opens what it changes, and holes and granules, charges and releases balance as they must there.
  */
 #pragma once
 
@@ -73,9 +73,10 @@ class region;
 /* What remove() took out and is not let go of yet. */
 class removed {
 public:
-	removed(region &from, cowsnap_trash trash, holding held, u64 dirty)
+	removed(region &from, cowsnap_trash trash, holding held, u64 dirty,
+		u64 open)
 		: from_(&from), trash_(trash), held_(std::move(held)),
-		  dirty_(dirty)
+		  dirty_(dirty), open_(open)
 	{
 	}
 	void destroy();
@@ -85,6 +86,16 @@ private:
 	cowsnap_trash trash_;
 	holding held_;
 	u64 dirty_;
+	u64 open_;
+};
+
+/* What differs: so many indices of one leaf, data all of them or holes. */
+struct difference {
+	u64 first;
+	u64 nr;
+	bool data;
+
+	bool operator==(const difference &) const = default;
 };
 
 class region {
@@ -112,6 +123,7 @@ public:
 	{
 		cowsnap_tree_seal(&tree_);
 		dirty_.clear();
+		open_.clear();
 	}
 	std::unique_ptr<region> fork()
 	{
@@ -119,6 +131,18 @@ public:
 
 		seal();
 		return child;
+	}
+
+	void swap(region &other)
+	{
+		cowsnap_tree_swap(&tree_, &other.tree_);
+		std::swap(held_, other.held_);
+		std::swap(lowest_, other.lowest_);
+		std::swap(highest_, other.highest_);
+		for (region *one : {this, &other}) {
+			one->dirty_.clear();
+			one->open_.clear();
+		}
 	}
 
 	/* The two halves of write(). */
@@ -155,6 +179,8 @@ public:
 			  dirty_.contains(index));
 		EXPECT_EQ(cowsnap_leaf_set_dirty(leaf, index),
 			  dirty_.insert(index).second);
+		EXPECT_EQ(cowsnap_tree_open(&tree_, leaf, index),
+			  open_.insert(index).second);
 	}
 	/* False when out of memory. */
 	bool write(u64 index, bool replace = false)
@@ -166,6 +192,19 @@ public:
 		return leaf;
 	}
 
+	/* In the leaf of @index, where something is open. */
+	void close(u64 index, unsigned long slots)
+	{
+		const u64 allocations = shim_allocations();
+
+		cowsnap_tree_close(&tree_, index, slots);
+		EXPECT_EQ(shim_allocations(), allocations);
+		std::erase_if(open_, [&](u64 open) {
+			return (open & ~leaf_mask) == (index & ~leaf_mask) &&
+			       (slots >> (open & leaf_mask) & 1);
+		});
+	}
+
 	std::optional<removed> take(u64 first, u64 last)
 	{
 		cowsnap_trash trash;
@@ -175,16 +214,19 @@ public:
 			return std::nullopt;
 		}
 		const u64 dirty = dirty_.size();
+		const u64 open = open_.size();
 		holding taken;
 
-		dirty_.erase(dirty_.lower_bound(first), dirty_.upper_bound(last));
+		for (std::set<u64> *marked : {&dirty_, &open_})
+			marked->erase(marked->lower_bound(first),
+				      marked->upper_bound(last));
 		for (auto at = held_.lower_bound(first), end = held_.upper_bound(last);
 		     at != end;)
 			taken.insert(held_.extract(at++));
 		if (held_.empty())
 			lowest_ = highest_ = 0;
 		return removed(*this, trash, std::move(taken),
-			       dirty - dirty_.size());
+			       dirty - dirty_.size(), open - open_.size());
 	}
 	/* False when out of memory. */
 	bool remove(u64 first, u64 last)
@@ -217,15 +259,72 @@ public:
 	void check_index(u64 index)
 	{
 		EXPECT_EQ(lookup(index), page(index)) << "index " << index;
-		EXPECT_EQ(cowsnap_tree_is_dirty(&tree_, index),
-			  dirty_.contains(index))
+		EXPECT_EQ(cowsnap_tree_is_open(&tree_, index),
+			  open_.contains(index))
 			<< "index " << index;
+	}
+	/* Of what is open from @first on, the first run, but at most @most. */
+	void check_open(u64 first, u64 most)
+	{
+		const auto at = open_.lower_bound(first);
+		u64 expected = 0;
+		u64 nr = most;
+
+		while (at != open_.end() && expected < most &&
+		       open_.contains(*at + expected))
+			++expected;
+		EXPECT_EQ(cowsnap_tree_next_open(&tree_, &first, &nr), expected > 0);
+		EXPECT_EQ(nr, expected);
+		if (expected) {
+			EXPECT_EQ(first, *at);
+		}
+	}
+	void check_open()
+	{
+		auto expected = open_.begin();
+		u64 first = 0;
+		u64 nr = ~0ULL;
+
+		for (; cowsnap_tree_next_open(&tree_, &first, &nr); nr = ~0ULL) {
+			ASSERT_TRUE(expected != open_.end()) << "closed: " << first;
+			ASSERT_EQ(first, *expected);
+			for (; nr; --nr, ++first) {
+				ASSERT_TRUE(expected != open_.end() &&
+					    *expected == first)
+					<< "closed: " << first;
+				++expected;
+			}
+			ASSERT_FALSE(expected != open_.end() && *expected == first)
+				<< "the run goes on at " << first;
+		}
+		EXPECT_TRUE(expected == open_.end()) << *expected << " is not found";
+		EXPECT_EQ(nr, 0U);
+	}
+	/* From @from on: that is where this region and @other are not the same. */
+	void check_diff(region &other, u64 from = 0)
+	{
+		const std::vector<difference> expected = diff(other, from);
+		std::vector<difference> found;
+		difference next{from, 0, false};
+
+		while (found.size() <= expected.size() &&
+		       cowsnap_tree_next_diff(&tree_, &other.tree_, &next.first,
+					      &next.nr, &next.data)) {
+			found.push_back(next);
+			next.first += next.nr;
+		}
+		for (std::size_t i = 0; i < expected.size() && i < found.size(); ++i)
+			ASSERT_EQ(found[i], expected[i])
+				<< found[i].first << " + " << found[i].nr << ", not "
+				<< expected[i].first << " + " << expected[i].nr;
+		EXPECT_EQ(found.size(), expected.size());
 	}
 	void check()
 	{
 		check_data();
 		check_holes();
 		check_dirty();
+		check_open();
 		check_exclusive();
 	}
 	/* For the only tree that there is: no node is empty, none too many. */
@@ -243,6 +342,7 @@ public:
 
 	cowsnap_tree &tree() { return tree_; }
 	const std::set<u64> &dirty() const { return dirty_; }
+	const std::set<u64> &open() const { return open_; }
 
 private:
 	void check_data()
@@ -280,24 +380,21 @@ private:
 	}
 	void check_dirty()
 	{
-		auto expected = dirty_.begin();
-		u64 first = 0;
-		u64 nr;
+		const u64 allocations = shim_allocations();
 
-		while (cowsnap_tree_next_dirty(&tree_, &first, &nr)) {
-			ASSERT_TRUE(expected != dirty_.end()) << "clean: " << first;
-			ASSERT_EQ(first, *expected);
-			for (; nr; --nr, ++first) {
-				ASSERT_TRUE(expected != dirty_.end() &&
-					    *expected == first)
-					<< "clean: " << first;
-				++expected;
+		for (const u64 dirty : dirty_) {
+			/* It has this leaf already. */
+			cowsnap_node *const leaf = cowsnap_tree_own(&tree_, dirty);
+
+			for (u64 slot = 0; slot < COWSNAP_LEAF_SLOTS; ++slot) {
+				const u64 index = (dirty & ~leaf_mask) + slot;
+
+				ASSERT_EQ(cowsnap_leaf_is_dirty(leaf, index),
+					  dirty_.contains(index))
+					<< "index " << index;
 			}
-			ASSERT_FALSE(expected != dirty_.end() && *expected == first)
-				<< "the run goes on at " << first;
 		}
-		EXPECT_TRUE(expected == dirty_.end()) << *expected << " is not found";
-		EXPECT_EQ(nr, 0U);
+		EXPECT_EQ(shim_allocations(), allocations);
 	}
 	void check_exclusive()
 	{
@@ -325,12 +422,35 @@ private:
 		EXPECT_EQ(found, expected);
 	}
 
+	std::vector<difference> diff(const region &other, u64 from) const
+	{
+		std::set<u64> indices;
+		std::vector<difference> found;
+
+		for (const holding *held : {&held_, &other.held_})
+			for (auto at = held->lower_bound(from); at != held->end(); ++at)
+				if (page(at->first) != other.page(at->first))
+					indices.insert(at->first);
+		for (const u64 index : indices) {
+			const bool data = page(index);
+
+			if (!found.empty() && index & leaf_mask &&
+			    found.back().first + found.back().nr == index &&
+			    found.back().data == data)
+				++found.back().nr;
+			else
+				found.push_back({index, 1, data});
+		}
+		return found;
+	}
+
 	static constexpr u64 leaf_mask = COWSNAP_LEAF_SLOTS - 1;
 	static inline u64 last_content = 0;
 
 	cowsnap_tree tree_;
 	holding held_;
 	std::set<u64> dirty_;
+	std::set<u64> open_;
 	/* The tree has at least and at most so many levels. */
 	unsigned int lowest_ = 0;
 	unsigned int highest_ = 0;
@@ -338,12 +458,13 @@ private:
 
 inline void removed::destroy()
 {
-	cowsnap_tally tally = {1, 1};
+	cowsnap_tally tally = {1, 1, 1};
 
 	cowsnap_trash_tally(&from_->tree(), &trash_, &tally);
 	/* Added to what was there. */
 	EXPECT_EQ(tally.granules, 1 + held_.size());
 	EXPECT_EQ(tally.dirty, 1 + dirty_);
+	EXPECT_EQ(tally.open, 1 + open_);
 	cowsnap_trash_destroy(&from_->tree(), &trash_);
 	EXPECT_EQ(trash_.nr, 0U);
 	held_.clear();

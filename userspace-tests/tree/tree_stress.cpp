@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Threads write, read, remove from and fork a family as the module does: a leaf
- * under its class's lock, forks and removals under all of them, the search for
- * data and holes under none.  For ThreadSanitizer, and for what each must find.
+ * Threads write, read, close, remove from, fork, restore and compare a family as
+ * the module does: a leaf under its class's lock, forks, restores and removals
+ * under all of them, the search for data, holes and differences under none.  For
+ * ThreadSanitizer, and for what each must find.
  */
 #include <array>
 #include <atomic>
@@ -49,6 +50,22 @@ constexpr u64 index_of(std::size_t place)
 	return nodes[place / 32] + place / 4 % 8 * leaf_slots + place % 4 * 5;
 }
 
+/* One place in each second leaf of those that stay is never written again. */
+constexpr bool is_constant(std::size_t place)
+{
+	return place < first_that_goes && place % 8 == 0;
+}
+
+/* nr_places when it is none. */
+constexpr std::size_t place_of(u64 index)
+{
+	std::size_t place = 0;
+
+	while (place < nr_places && index_of(place) != index)
+		++place;
+	return place;
+}
+
 constexpr std::size_t class_of(u64 index)
 {
 	return (index >> COWSNAP_LEAF_SHIFT) % nr_classes;
@@ -71,6 +88,7 @@ public:
 		const auto locks = parent->lock_all();
 
 		cowsnap_tree_share(&tree_, &parent->tree_);
+		parent->close(nr_places);
 		cowsnap_tree_seal(&parent->tree_);
 		contents_ = parent->contents_;
 	}
@@ -98,7 +116,9 @@ public:
 				cowsnap_account_uncharge(tree_.account, 1);
 		}
 		cowsnap_leaf_set_dirty(leaf, index);
+		EXPECT_EQ(cowsnap_tree_open(&tree_, leaf, index), !open_[place]);
 		contents_[place] = content;
+		open_[place] = true;
 	}
 	void read(std::size_t place)
 	{
@@ -109,6 +129,42 @@ public:
 
 		EXPECT_EQ(granule ? shim_granule_content(granule) : 0,
 			  contents_[place]);
+		EXPECT_EQ(cowsnap_tree_is_open(&tree_, index), open_[place]);
+	}
+	/* As a fork does, and as what unmaps may. */
+	void close_some(std::size_t most)
+	{
+		const auto locks = lock_all();
+
+		close(most);
+	}
+	/* What was here before lives on in @by, for its destructor. */
+	void restore(region &by)
+	{
+		const std::lock_guard forks(forks_);
+		const auto locks = lock_all();
+
+		cowsnap_tree_swap(&tree_, &by.tree_);
+		contents_ = by.contents_;
+		open_.fill(false);
+	}
+	void compare(region &other)
+	{
+		u64 first = 0;
+		u64 nr;
+		bool data;
+
+		while (cowsnap_tree_next_diff(&tree_, &other.tree_, &first, &nr,
+					      &data)) {
+			const std::size_t place = place_of(first);
+
+			EXPECT_EQ(nr, 1U);
+			ASSERT_LT(place, nr_places) << first;
+			EXPECT_FALSE(is_constant(place)) << place;
+			EXPECT_NE(place % 4, 3U);
+			EXPECT_TRUE(data || place % 4 || place >= first_that_goes);
+			first += nr;
+		}
 	}
 	void remove(std::size_t first, std::size_t last)
 	{
@@ -121,6 +177,7 @@ public:
 						index_of(last), &trash))
 				return;
 			std::fill(&contents_[first], &contents_[last] + 1, 0);
+			std::fill(&open_[first], &open_[last] + 1, false);
 		}
 		cowsnap_trash_destroy(&tree_, &trash);
 	}
@@ -150,6 +207,31 @@ public:
 	}
 
 private:
+	/* Under all class locks: closes so many, leaf by leaf, the first ones. */
+	void close(std::size_t most)
+	{
+		u64 first = 0;
+		std::size_t place = 0;
+
+		for (u64 nr = 2; cowsnap_tree_next_open(&tree_, &first, &nr); nr = 2) {
+			const std::size_t found = place_of(first);
+
+			EXPECT_EQ(nr, 1U);
+			ASSERT_LT(found, nr_places) << first;
+			EXPECT_TRUE(open_[found]);
+			while (place < found)
+				EXPECT_FALSE(open_[place++]);
+			++place;
+			if (found < most) {
+				cowsnap_tree_close(&tree_, first,
+						   1UL << first % leaf_slots);
+				open_[found] = false;
+			}
+			++first;
+		}
+		while (place < nr_places)
+			EXPECT_FALSE(open_[place++]);
+	}
 	std::vector<std::unique_lock<std::mutex>> lock_all()
 	{
 		std::vector<std::unique_lock<std::mutex>> locks;
@@ -164,6 +246,8 @@ private:
 	std::array<std::mutex, nr_classes> classes_;
 	/* Of each place, protected by the class lock; 0 is a hole. */
 	std::array<u64, nr_places> contents_{};
+	/* Likewise. */
+	std::array<bool, nr_places> open_{};
 };
 
 /* The members that are open; who uses one keeps it from being destroyed. */
@@ -233,10 +317,22 @@ void work(family &family, std::size_t thread)
 		case 4: case 5: case 6: case 7:
 			member->search(place / 4);
 			break;
+		case 8: {
+			region fresh(family.get(chance.below(nr_regions)).get());
+
+			member->restore(fresh);
+			break;
+		}
+		case 9:
+			member->close_some(place);
+			break;
+		case 10:
+			member->compare(*family.get(chance.below(nr_regions)));
+			break;
 		default:
 			if (chance.one_in(2))
 				member->read(place);
-			else if (place % 4 != 3)
+			else if (place % 4 != 3 && !is_constant(place))
 				member->write(place, i * nr_threads + thread + 2);
 		}
 		shim_fail_allocation(0);

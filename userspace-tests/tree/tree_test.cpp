@@ -46,8 +46,10 @@ protected:
 	void check(const regions &family) const
 	{
 		check_account();
-		for (const auto &member : family)
-			member->check();
+		for (std::size_t i = 0; i < family.size(); ++i) {
+			family[i]->check();
+			family[i]->check_diff(*family[(i + 1) % family.size()]);
+		}
 		if (family.size() == 1)
 			family.front()->check_shape();
 	}
@@ -107,6 +109,24 @@ std::pair<u64, u64> pick_range(chance &chance, unsigned int bits)
 	}
 }
 
+/* Some or all of what is open in some leaf, sometimes everything. */
+void close(region &member, chance &chance, u64 index)
+{
+	const bool all = chance.one_in(8);
+
+	while (!member.open().empty()) {
+		const auto at = member.open().lower_bound(index);
+		const u64 open = at == member.open().end() ? *member.open().begin()
+							   : *at;
+
+		member.close(open, all || chance.one_in(2)
+					   ? (1UL << leaf) - 1
+					   : chance.below(1UL << leaf));
+		if (!all)
+			return;
+	}
+}
+
 /* One thing that is done to some member, perhaps without the memory for it. */
 void step(regions &family, chance &chance, unsigned int bits)
 {
@@ -117,7 +137,7 @@ void step(regions &family, chance &chance, unsigned int bits)
 	if (chance.one_in(8))
 		shim_fail_allocation(
 			static_cast<unsigned int>(chance.between(1, 12)));
-	switch (chance.below(24)) {
+	switch (chance.below(30)) {
 	case 0:
 	case 1:
 		if (family.size() < 8)
@@ -150,13 +170,36 @@ void step(regions &family, chance &chance, unsigned int bits)
 	case 7:
 		shim_rcu_grace_period();
 		break;
+	case 8: { /* a restore, before which what is brought in may change */
+		auto fresh = family[chance.below(family.size())]->fork();
+
+		if (chance.one_in(2)) {
+			EXPECT_TRUE(fresh->write(index) || shim_allocation_failed());
+		}
+		member.swap(*fresh);
+		if (chance.one_in(2) && family.size() < 8)
+			family.push_back(std::move(fresh));
+		break;
+	}
+	case 9:
+	case 10:
+	case 11:
+	case 12:
+		close(member, chance, index);
+		break;
 	default:
 		EXPECT_TRUE(member.write(index, chance.one_in(4)) ||
 			    shim_allocation_failed());
 	}
 	shim_fail_allocation(0);
-	for (const auto &other : family)
+	for (const auto &other : family) {
 		other->check_index(index);
+		other->check_open();
+		other->check_open(first, chance.below(2 * leaf));
+	}
+	if (chance.one_in(8))
+		family[chance.below(family.size())]->check_diff(
+			*family[chance.below(family.size())], first);
 }
 
 TEST_P(tree, holds_what_the_model_holds)
@@ -203,10 +246,13 @@ TEST_P(tree, keeps_no_empty_node)
 					chance.between(1, 10)));
 			if (chance.one_in(12))
 				family[0]->remove(index / 2, index);
+			else if (chance.one_in(8))
+				close(*family[0], chance, index);
 			else
 				family[0]->write(index);
 			shim_fail_allocation(0);
 			family[0]->check_shape();
+			family[0]->check_open();
 			if (HasFailure())
 				return;
 		}
@@ -226,6 +272,9 @@ TEST_P(tree, is_empty_at_first)
 		EXPECT_EQ(one->next(0, false), 0U);
 		EXPECT_EQ(one->next(max, false), max);
 		EXPECT_TRUE(one->remove(0, max));
+		one->check_diff(*child);
+		one->check_open(max, 1);
+		one->swap(*child);
 	}
 	EXPECT_EQ(cowsnap_tree_nodes(), 0U);
 }
@@ -237,6 +286,10 @@ TEST_P(tree, takes_the_first_and_the_last_index)
 
 	both->check();
 	last->check();
+	both->check_diff(*last);
+	last->check_diff(*both, max);
+	both->check_open(max, 2);
+	both->check_open(max + 1, 1);
 	EXPECT_EQ(last->next(0, true), max);
 	EXPECT_EQ(last->next(max, false), std::nullopt);
 	/* All the levels, and the leaf besides the first one's. */
@@ -256,6 +309,10 @@ TEST_P(tree, grows_by_every_level)
 		EXPECT_TRUE(grown->write((1ULL << level_bits(level)) - 1));
 		grown->check_shape();
 		grown->check();
+		/* A quarter of the time with nothing open below the new root. */
+		if (level % 4 == 0)
+			while (!grown->open().empty())
+				grown->close(*grown->open().begin(), ~0UL);
 		/* Half of the time on a root that is not owned any more. */
 		if (level % 2)
 			grown->seal();
@@ -319,10 +376,10 @@ TEST_P(tree, forks_without_allocating_or_visiting)
 		const u64 nodes = cowsnap_tree_nodes();
 		auto child = parent->fork();
 		u64 first = 0;
-		u64 nr;
+		u64 nr = 1;
 
 		for (const auto &one : {parent.get(), child.get()})
-			EXPECT_FALSE(cowsnap_tree_next_dirty(&one->tree(), &first, &nr));
+			EXPECT_FALSE(cowsnap_tree_next_open(&one->tree(), &first, &nr));
 		EXPECT_EQ(shim_allocations(), allocations);
 		EXPECT_EQ(cowsnap_tree_nodes(), nodes);
 		/* The root, on both sides, to see that it is not owned. */
@@ -414,6 +471,7 @@ TEST_P(tree, gives_up_a_fork_without_a_trace)
 	EXPECT_TRUE(parent->fork()->write(0));
 	EXPECT_TRUE(parent->write(1));
 	const auto dirty = parent->dirty();
+	const auto open = parent->open();
 	{
 		auto child = parent->share();
 
@@ -421,6 +479,7 @@ TEST_P(tree, gives_up_a_fork_without_a_trace)
 		EXPECT_TRUE(child->write(5 * node));
 	}
 	EXPECT_EQ(parent->dirty(), dirty);
+	EXPECT_EQ(parent->open(), open);
 	EXPECT_EQ(cost(*parent, 1), 0U);
 	parent->check();
 	parent->check_shape();
@@ -618,6 +677,21 @@ TEST_P(tree, survives_every_failed_allocation)
 	check_account();
 }
 
+/* A leaf that could not be copied, or made, is not among those with open ones. */
+TEST_P(tree, opens_nothing_without_memory)
+{
+	auto parent = make({0, leaf, max});
+	auto child = parent->fork();
+
+	EXPECT_TRUE(child->write(leaf));
+	for (const u64 index : {u64{0}, 2 * leaf, node}) {
+		shim_fail_allocation(1);
+		EXPECT_FALSE(child->write(index));
+		shim_fail_allocation(0);
+		child->check_open();
+	}
+}
+
 TEST(tree_module, undoes_a_failed_start)
 {
 	for (unsigned int nth = 1; nth <= 3; ++nth) {
@@ -641,6 +715,19 @@ template <typename Operation> u64 visits(Operation operation)
 	return shim_dereferences() - before;
 }
 
+u64 count_open(region &member)
+{
+	u64 first = 0;
+	u64 nr = ~0ULL;
+	u64 found = 0;
+
+	for (; cowsnap_tree_next_open(&member.tree(), &first, &nr); nr = ~0ULL) {
+		first += nr;
+		found += nr;
+	}
+	return found;
+}
+
 TEST_P(tree, visits_the_path_alone_to_read)
 {
 	auto deep = make({0, max});
@@ -657,7 +744,7 @@ TEST_P(tree, visits_the_path_alone_to_read)
 		  2U * COWSNAP_TREE_HEIGHT * COWSNAP_NODE_SLOTS);
 }
 
-TEST_P(tree, visits_what_is_dirty_alone)
+TEST_P(tree, visits_what_is_open_alone)
 {
 	auto parent = make({max});
 
@@ -665,22 +752,134 @@ TEST_P(tree, visits_what_is_dirty_alone)
 		EXPECT_TRUE(parent->write(index));
 	auto child = parent->fork();
 
-	for (u64 dirty = 0; dirty < 40; ++dirty) {
-		u64 first = 0;
-		u64 nr;
+	for (u64 open = 0; open < 40; ++open) {
 		u64 found = 0;
-		const u64 seen = visits([&] {
-			for (; cowsnap_tree_next_dirty(&child->tree(), &first, &nr);
-			     first += nr)
-				found += nr;
-		});
+		const u64 seen = visits([&] { found = count_open(*child); });
 
-		EXPECT_EQ(found, dirty);
+		EXPECT_EQ(found, open);
 		/* Down again from the root at the end of every node at most. */
-		EXPECT_LE(seen, (dirty + 1) * (COWSNAP_TREE_HEIGHT + 1) *
+		EXPECT_LE(seen, (open + 1) * (COWSNAP_TREE_HEIGHT + 1) *
 					COWSNAP_TREE_HEIGHT);
-		EXPECT_TRUE(child->write(dirty * 2 * node + dirty % leaf));
+		EXPECT_TRUE(child->write(open * 2 * node + open % leaf));
 	}
+	/* What is closed costs nothing, in whatever order. */
+	for (u64 open = 40; open; --open) {
+		const u64 closed = open * 7 % 41 - 1;
+		u64 found = 0;
+
+		child->close(closed * 2 * node, 1UL << closed % leaf);
+		child->check_open();
+		const u64 seen = visits([&] { found = count_open(*child); });
+
+		EXPECT_EQ(found, open - 1);
+		EXPECT_LE(seen, open * (COWSNAP_TREE_HEIGHT + 1) *
+					COWSNAP_TREE_HEIGHT);
+	}
+	EXPECT_LE(visits([&] { EXPECT_EQ(count_open(*child), 0U); }), 2U);
+	/* To open it again needs no memory and no visit but of the path. */
+	for (u64 open = 0; open < 40; ++open)
+		EXPECT_EQ(cost(*child, open * 2 * node + open % leaf), 0U);
+	child->check();
+}
+
+TEST_P(tree, finds_what_is_open_wherever_it_is_asked)
+{
+	auto one = make({});
+
+	for (u64 index = 0; index < 4 * node; ++index)
+		if (index < 3 * leaf || index >= node - 3 || index % 100 < 50) {
+			EXPECT_TRUE(one->write(index));
+		}
+	for (const u64 first : {u64{0}, leaf - 1, leaf, 3 * leaf, node - 4, node,
+				2 * node - 1, 4 * node - 1, 4 * node, max})
+		for (const u64 most : {u64{0}, u64{1}, leaf - 1, leaf, leaf + 1,
+				       node, node + 1, max})
+			one->check_open(first, most);
+}
+
+TEST_P(tree, visits_what_differs_alone)
+{
+	auto parent = make({max});
+
+	for (u64 index = 0; index < 64 * node; index += 3)
+		EXPECT_TRUE(parent->write(index));
+	auto child = parent->fork();
+
+	for (u64 changed = 0; changed < 40; ++changed) {
+		for (const auto &[one, two] : {std::pair(&*parent, &*child),
+					       std::pair(&*child, &*parent)}) {
+			const u64 seen = visits([&] { one->check_diff(*two); });
+
+			if (!changed) {
+				EXPECT_LE(seen, 2U);
+			}
+			/* In both, every slot on the way there and on. */
+			EXPECT_LE(seen, (changed + 1) * 4 * COWSNAP_TREE_HEIGHT *
+						(COWSNAP_NODE_SLOTS + 1));
+		}
+		EXPECT_TRUE(child->write(changed * 2 * node + changed % leaf, true));
+	}
+}
+
+TEST_P(tree, finds_what_differs_at_every_height)
+{
+	regions family;
+
+	/* Each has the one before in it, shared, and a higher root. */
+	family.push_back(make({}));
+	for (unsigned int level = 1; level <= COWSNAP_TREE_HEIGHT; ++level) {
+		family.push_back(family.back()->fork());
+		EXPECT_TRUE(family.back()->write((1ULL << level_bits(level)) - 1));
+		family.push_back(family.back()->fork());
+		EXPECT_TRUE(family.back()->write(0, true));
+	}
+	family.push_back(make({max}));
+	family.push_back(make({0, 1, node + 2}));
+	for (const auto &one : family)
+		for (const auto &two : family)
+			for (const u64 from : {u64{0}, u64{1}, leaf, node, 70 * node,
+					       max, max + 1})
+				one->check_diff(*two, from);
+}
+
+TEST_P(tree, swaps_what_two_hold)
+{
+	auto parent = make({0, 1, leaf, 3 * node});
+	auto child = parent->fork();
+	auto fresh = parent->fork();
+
+	EXPECT_TRUE(child->write(max));
+	EXPECT_TRUE(fresh->write(leaf));
+	const u64 allocations = shim_allocations();
+	const u64 nodes = cowsnap_tree_nodes();
+
+	child->swap(*fresh);
+	EXPECT_EQ(shim_allocations(), allocations);
+	EXPECT_EQ(cowsnap_tree_nodes(), nodes);
+	child->check();
+	fresh->check();
+	child->check_diff(*fresh);
+	child->check_diff(*parent);
+	/* Either alone reaches its path, and takes it over. */
+	EXPECT_EQ(cost(*child, leaf), 0U);
+	EXPECT_EQ(cost(*fresh, max), 0U);
+	/* Back again, neither owns what it did before. */
+	for (region *const forked : {&*child, &*fresh}) {
+		EXPECT_TRUE(child->write(leaf));
+		EXPECT_TRUE(fresh->write(leaf));
+		child->swap(*fresh);
+		auto third = forked->fork();
+
+		child->swap(*fresh);
+		child->check();
+		fresh->check();
+		EXPECT_TRUE(child->write(leaf));
+		EXPECT_TRUE(fresh->write(leaf));
+		third->check();
+	}
+	fresh.reset();
+	child->check();
+	parent->check();
 }
 
 TEST_P(tree, destroys_what_it_alone_reached)
@@ -702,7 +901,8 @@ TEST_P(tree, destroys_what_it_alone_reached)
 }
 
 /*
- * Others run while a reader is between two reads, at every place where it can be.  @setup makes the two of a fork; @others may do what the locks that
+ * Others run while a reader is between two reads, at every place where it can
+ * be.  @setup makes the two of a fork; @others may do what the locks that
  * @reader stands for allow.
  */
 template <typename Setup, typename Reader, typename Others>
@@ -853,6 +1053,156 @@ TEST_P(overtaken, next_ends_in_a_tree_that_vanishes)
 		[&](region &parent, region &child) {
 			EXPECT_TRUE(child.remove(0, max - 1));
 			/* The parent has it alone now. */
+			EXPECT_TRUE(parent.write(mine - 1));
+		});
+}
+
+TEST_P(overtaken, is_open_sees_its_own_tree)
+{
+	overtake([&] { return fork_of({mine, other, far}); },
+		 [&](region &child) {
+			 EXPECT_FALSE(cowsnap_tree_is_open(&child.tree(), mine));
+		 },
+		 [&](region &parent, region &child) {
+			 EXPECT_TRUE(child.write(other));
+			 EXPECT_TRUE(parent.write(mine));
+		 });
+	overtake(
+		[&] {
+			auto two = fork_of({mine, other, far});
+
+			EXPECT_TRUE(two.second->write(mine));
+			return two;
+		},
+		[&](region &child) {
+			EXPECT_TRUE(cowsnap_tree_is_open(&child.tree(), mine));
+		},
+		[&](region &parent, region &child) {
+			EXPECT_TRUE(child.write(other));
+			EXPECT_TRUE(parent.write(mine));
+			EXPECT_TRUE(child.write(max));
+		});
+}
+
+/* A restore leaves all the old nodes to the parent, which changes them. */
+TEST_P(overtaken, next_sees_one_side_of_a_swap)
+{
+	for (const bool data : {true, false})
+		overtake([&] { return fork_of({mine, mine + 1, other, far}); },
+			 [&](region &child) {
+				 EXPECT_EQ(child.next(mine, data),
+					   data ? mine : mine + 2);
+			 },
+			 [&](region &parent, region &child) {
+				 child.swap(*make({mine, mine + 1, far}));
+				 EXPECT_TRUE(parent.remove(mine, mine));
+				 EXPECT_TRUE(parent.write(mine + 2));
+			 });
+}
+
+TEST_P(overtaken, next_exclusive_ends_in_a_tree_that_is_swapped)
+{
+	overtake([&] { return fork_of({mine, other, far}); },
+		 [&](region &child) {
+			 u64 at = 0;
+
+			 if (cowsnap_tree_next_exclusive(&child.tree(), &at)) {
+				 EXPECT_EQ(at, max & ~(leaf - 1));
+			 }
+		 },
+		 [&](region &parent, region &child) {
+			 child.swap(*make({max}));
+			 EXPECT_TRUE(parent.write(mine));
+		 });
+}
+
+/* One granule is there in the first of two, but not in the second. */
+u64 first_diff(region &one, region &two, u64 first)
+{
+	u64 nr = 0;
+	bool data = false;
+
+	EXPECT_TRUE(cowsnap_tree_next_diff(&one.tree(), &two.tree(), &first, &nr,
+					   &data));
+	EXPECT_EQ(nr, 1U);
+	EXPECT_TRUE(data);
+	return first;
+}
+
+/*
+ * Somebody else takes over and changes what both trees, or one, have left: that
+ * is no difference between the two.
+ */
+TEST_P(overtaken, next_diff_sees_its_own_trees)
+{
+	for (const bool swap : {false, true}) {
+		for (const bool swapped : {false, true}) {
+			std::unique_ptr<region> base;
+
+			overtake(
+				[&] {
+					auto two = fork_of({mine, other, far});
+
+					base = two.first->fork();
+					EXPECT_TRUE(two.second->write(far));
+					if (swap) {
+						EXPECT_TRUE(base->write(other));
+					}
+					return two;
+				},
+				[&](region &child) {
+					const u64 first =
+						swapped ? first_diff(*base, child, mine)
+							: first_diff(child, *base, mine);
+
+					EXPECT_TRUE(first == other || first == far)
+						<< first;
+				},
+				[&](region &parent, region &child) {
+					if (swap) {
+						auto fresh = base->fork();
+
+						EXPECT_TRUE(fresh->write(far));
+						child.swap(*fresh);
+					} else {
+						EXPECT_TRUE(base->write(other));
+						EXPECT_TRUE(child.write(other));
+					}
+					EXPECT_TRUE(parent.write(mine));
+				});
+		}
+	}
+}
+
+TEST_P(overtaken, next_diff_finds_what_stays)
+{
+	overtake([&] { return fork_of({mine, other, far}); },
+		 [&](region &child) {
+			 EXPECT_EQ(first_diff(child, *make({}), mine), mine);
+		 },
+		 [&](region &parent, region &child) {
+			 EXPECT_TRUE(child.write(other));
+			 EXPECT_TRUE(parent.remove(0, max));
+		 });
+}
+
+TEST_P(overtaken, next_diff_ends_in_trees_that_vanish)
+{
+	overtake(
+		[&] {
+			auto two = fork_of({0, mine, other, far, max});
+
+			EXPECT_TRUE(two.second->write(0));
+			EXPECT_TRUE(two.second->write(max));
+			return two;
+		},
+		[&](region &child) {
+			const u64 first = first_diff(child, *make({}), 1);
+
+			EXPECT_TRUE(first == mine || first == max) << first;
+		},
+		[&](region &parent, region &child) {
+			EXPECT_TRUE(child.remove(0, max - 1));
 			EXPECT_TRUE(parent.write(mine - 1));
 		});
 }

@@ -33,6 +33,7 @@ thread_local unsigned int fail_in;
 thread_local bool failed;
 
 thread_local u64 dereferences;
+thread_local u64 reader_dereferences;
 thread_local unsigned int hook_in;
 thread_local std::pair<void (*)(void *), void *> hook;
 
@@ -200,8 +201,10 @@ void rcu_barrier()
 
 void rcu_read_lock()
 {
-	if (!reader_depth++)
-		readers.lock_shared();
+	if (reader_depth++)
+		return;
+	readers.lock_shared();
+	reader_dereferences = 0;
 }
 
 void rcu_read_unlock()
@@ -231,6 +234,10 @@ void call_rcu(rcu_head *head, void (*func)(rcu_head *))
 void shim_dereferenced()
 {
 	++dereferences;
+	if (++reader_dereferences > 1 << 24) {
+		shim_complain(__FILE__, __LINE__, "an RCU reader goes in circles");
+		std::abort();
+	}
 }
 
 u64 shim_dereferences()

@@ -51,6 +51,17 @@ static inline unsigned long ffz(unsigned long word)
 	return __ffs(~word);
 }
 
+/* In one word, which is all that tree.c has. */
+static inline unsigned long find_next_bit(const unsigned long *word,
+					  unsigned long size,
+					  unsigned long offset)
+{
+	WARN_ON_ONCE(size > BITS_PER_LONG);
+	while (offset < size && !(*word >> offset & 1))
+		offset++;
+	return offset < size ? offset : size;
+}
+
 static inline unsigned int hweight_long(unsigned long word)
 {
 	return __builtin_popcountl(word);

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Closing granules, so that a fork need not: PREPARE, and the first pass of FORK.
+ *
+ * Goes over what is open a little at a time, with all stripes held for as long as
+ * that takes, and changes nothing that anyone sees: a store to a closed granule
+ * faults once and opens it again, without a copy, because it is dirty.
+ */
+#include <linux/sched/signal.h>
+
+#include "cowsnap.h"
+
+/* How many granules are closed while the writers wait: tens of microseconds. */
+#define PROTECT_AT_ONCE	512
+
+/**
+ * cowsnap_granule_pinned() - may a dirty granule be written without a mapping?
+ * @granule: of a region whose stripes are all held, and zapped there
+ *
+ * The count is exact: the granule is in one leaf, and no mapping is left.
+ *
+ * Return: true when somebody refers to it; who only reads it, for a moment, counts
+ * as one who writes.
+ */
+bool cowsnap_granule_pinned(struct cowsnap_granule *granule)
+{
+	return page_ref_count(cowsnap_granule_page(granule)) != 1;
+}
+
+/* Closes those of the open granules [@first, @first + @nr) that are not pinned. */
+static void close_unpinned(struct cowsnap_region *region, u64 first, u64 nr)
+{
+	while (nr) {
+		u64 slot = first & (COWSNAP_LEAF_SLOTS - 1);
+		u64 end = min(slot + nr, (u64)COWSNAP_LEAF_SLOTS);
+		unsigned long slots = 0;
+		u64 index = first;
+
+		for (; slot < end; slot++, first++, nr--) {
+			struct cowsnap_granule *granule;
+
+			granule = cowsnap_tree_lookup(&region->tree, first);
+			if (!cowsnap_granule_pinned(granule))
+				slots |= 1UL << slot;
+		}
+		if (!slots)
+			continue;
+		cowsnap_tree_close(&region->tree, index, slots);
+		cowsnap_stripe(region, index)->counts.open -=
+			hweight_long(slots);
+	}
+}
+
+/*
+ * Tries to close @budget granules, from *@next on, and moves *@next behind them.
+ * Returns how many it came to: fewer than @budget at the end of the region.
+ */
+static u64 protect_some(struct cowsnap_region *region, u64 *next, u64 budget)
+{
+	u64 done = 0;
+	u64 nr;
+
+	while (done < budget) {
+		nr = budget - done;
+		if (!cowsnap_tree_next_open(&region->tree, next, &nr))
+			break;
+		cowsnap_region_zap(region, *next, nr);
+		/* See get_user_pages_fast() in cow.c. */
+		smp_mb();
+		close_unpinned(region, *next, nr);
+		*next += nr;
+		done += nr;
+	}
+	return done;
+}
+
+static u64 count_open(struct cowsnap_region *region)
+{
+	s64 open = 0;
+	unsigned int i;
+
+	for (i = 0; i < COWSNAP_STRIPES; i++)
+		open += region->stripes[i].counts.open;
+	return open;
+}
+
+/**
+ * cowsnap_region_protect_first() - take work out of what is to come
+ * @region: all of its stripes are held, and are when this returns
+ *
+ * Goes over the region once while its writers go on, if there is much to do.
+ */
+void cowsnap_region_protect_first(struct cowsnap_region *region)
+{
+	u64 next = 0;
+
+	if (!region->stripes || count_open(region) <= PROTECT_AT_ONCE)
+		return;
+	while (protect_some(region, &next, PROTECT_AT_ONCE) ==
+	       PROTECT_AT_ONCE) {
+		cowsnap_region_unlock_all(region);
+		cond_resched();
+		cowsnap_region_lock_all(region);
+	}
+}
+
+/**
+ * cowsnap_region_prepare() - close granules, so that the next fork need not
+ * @region: the region
+ * @budget: the most to close, 0 for all
+ * @left: out, how many are open still
+ *
+ * Begins where the last call stopped, and goes over the region twice at the most,
+ * whatever its writers do meanwhile.
+ *
+ * Return: 0, or -ERESTARTSYS for a signal.
+ */
+int cowsnap_region_prepare(struct cowsnap_region *region, u64 budget,
+			   u64 *left)
+{
+	unsigned int ends = 0;
+	u64 asked, done;
+
+	*left = 0;
+	if (mutex_lock_interruptible(&region->fork_lock))
+		return -ERESTARTSYS;
+	while (region->stripes && ends < 2) {
+		asked = min_not_zero(budget, (u64)PROTECT_AT_ONCE);
+		cowsnap_region_lock_all(region);
+		done = protect_some(region, &region->prepare_next, asked);
+		*left = count_open(region);
+		cowsnap_region_unlock_all(region);
+		if (done < asked) {
+			region->prepare_next = 0;
+			ends++;
+		}
+		if (!*left || signal_pending(current))
+			break;
+		if (budget && done == budget)
+			break;
+		budget -= budget ? done : 0;
+		cond_resched();
+	}
+	mutex_unlock(&region->fork_lock);
+	return 0;
+}
