@@ -607,6 +607,9 @@ TEST_F(region_file, mapped_pages_beyond_the_end_raise_sigbus)
 	fill(map.bytes(), 1);
 	subject.truncate(page_size + 1);
 	EXPECT_EQ(signal_of_load(&map.page(1)[0]), 0);
+	/* What is left of the last page is zeroed at once, not when it grows. */
+	EXPECT_TRUE(is_all(map.page(1).first(1), 1));
+	EXPECT_TRUE(is_all(map.page(1).subspan(1), 0));
 	EXPECT_EQ(signal_of_load(&map.page(2)[0]), SIGBUS);
 	EXPECT_EQ(signal_of_store(&map.page(2)[0]), SIGBUS);
 	EXPECT_EQ(signal_of_store(&map.page(3)[0]), SIGBUS);

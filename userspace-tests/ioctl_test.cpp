@@ -29,9 +29,17 @@ static_assert(sizeof(cowsnap_query) == 64);
 static_assert(sizeof(cowsnap_create) == 64);
 static_assert(sizeof(cowsnap_fork) == 16);
 static_assert(sizeof(cowsnap_stat) == 128);
+static_assert(sizeof(cowsnap_prepare) == 24);
+static_assert(sizeof(cowsnap_restore) == 24);
+static_assert(sizeof(cowsnap_diff) == 48);
+static_assert(sizeof(cowsnap_range) == 24);
 static_assert(offsetof(cowsnap_create, name) == 32);
 static_assert(offsetof(cowsnap_fork, fd) == 8);
 static_assert(offsetof(cowsnap_stat, id) == 16);
+static_assert(offsetof(cowsnap_prepare, left) == 16);
+static_assert(offsetof(cowsnap_restore, changed) == 16);
+static_assert(offsetof(cowsnap_diff, start) == 16);
+static_assert(offsetof(cowsnap_range, flags) == 16);
 
 namespace {
 
@@ -52,6 +60,14 @@ constexpr command create_command = {"create", COWSNAP_IOC_CREATE,
 constexpr command fork_command = {"fork", COWSNAP_IOC_FORK, sizeof(cowsnap_fork),
 				  target::region, true};
 constexpr command stat_command = {"stat", COWSNAP_IOC_STAT, sizeof(cowsnap_stat),
+				  target::region, false};
+constexpr command prepare_command = {"prepare", COWSNAP_IOC_PREPARE,
+				     sizeof(cowsnap_prepare), target::region,
+				     false};
+constexpr command restore_command = {"restore", COWSNAP_IOC_RESTORE,
+				     sizeof(cowsnap_restore), target::region,
+				     false};
+constexpr command diff_command = {"diff", COWSNAP_IOC_DIFF, sizeof(cowsnap_diff),
 				  target::region, false};
 
 std::size_t open_descriptors()
@@ -75,13 +91,28 @@ protected:
 		return which.on == target::device ? dev.fd() : subject.fd();
 	}
 
-	/* The bytes that a correct call of any of the commands starts with. */
-	static void prepare(std::span<std::byte> argument, std::size_t size)
+	/* The bytes that a correct call starts with, as many as there is room for. */
+	void prepare(const command &which, std::span<std::byte> argument,
+		     std::size_t size)
 	{
-		const auto size_member = static_cast<std::uint32_t>(size);
+		union {
+			std::uint32_t size;
+			cowsnap_restore restore;
+			cowsnap_diff diff;
+		} correct = {};
 
+		if (which.number == COWSNAP_IOC_RESTORE) {
+			correct.restore.src_fd = subject.fd();
+		} else if (which.number == COWSNAP_IOC_DIFF) {
+			correct.diff.other_fd = subject.fd();
+			correct.diff.count = 1;
+			correct.diff.end = page_size;
+			correct.diff.ranges = reinterpret_cast<std::uintptr_t>(&range_);
+		}
+		correct.size = static_cast<std::uint32_t>(size);
 		fill(argument, 0);
-		std::memcpy(argument.data(), &size_member, sizeof(size_member));
+		std::memcpy(argument.data(), &correct,
+			    std::min(sizeof(correct), argument.size()));
 	}
 
 	/* Calls with @size bytes, of which @change changes some first. */
@@ -90,7 +121,7 @@ protected:
 	{
 		std::vector<std::byte> argument(std::max<std::size_t>(size, 256));
 
-		prepare(argument, size);
+		prepare(which, argument, size);
 		change(std::span(argument));
 
 		const int error =
@@ -123,13 +154,18 @@ protected:
 	}
 
 	region subject = dev.create_pages(4);
+
+private:
+	cowsnap_range range_ = {};
 };
 
 class every_ioctl : public ioctls, public testing::WithParamInterface<command> {};
 
 INSTANTIATE_TEST_SUITE_P(, every_ioctl,
 			 testing::Values(query_command, create_command,
-					 fork_command, stat_command),
+					 fork_command, stat_command,
+					 prepare_command, restore_command,
+					 diff_command),
 			 [](const auto &info) { return info.param.name; });
 
 TEST_P(every_ioctl, takes_its_size)
@@ -192,7 +228,7 @@ TEST_P(every_ioctl, writes_no_more_than_it_knows)
 	const std::size_t size = GetParam().size + 32;
 	std::vector<std::byte> argument(size + 32);
 
-	prepare(argument, size);
+	prepare(GetParam(), argument, size);
 	fill(std::span(argument).subspan(size), 0xcc);
 	ASSERT_EQ(error_of(fd_of(GetParam()), GetParam().number, argument.data()), 0);
 	if (GetParam().makes_fd)
@@ -206,8 +242,10 @@ TEST_P(every_ioctl, refuses_unknown_flags)
 	for (unsigned int bit = 0; bit < 32; bit++) {
 		const std::uint32_t flag = 1u << bit;
 
-		if (GetParam().number == COWSNAP_IOC_FORK &&
-		    flag == COWSNAP_FORK_F_READONLY)
+		if ((GetParam().number == COWSNAP_IOC_FORK &&
+		     flag == COWSNAP_FORK_F_READONLY) ||
+		    (GetParam().number == COWSNAP_IOC_DIFF &&
+		     flag == COWSNAP_DIFF_F_EXACT))
 			continue;
 		EXPECT_EQ(call(GetParam(), GetParam().size,
 			       [flag](std::span<std::byte> argument) {
@@ -258,7 +296,7 @@ TEST_P(every_ioctl, refuses_a_struct_that_ends_in_nowhere)
 	mapping memory = anonymous(2 * page_size);
 	std::byte *const argument = memory.data() + page_size - 8;
 
-	prepare(std::span(argument, 8), GetParam().size);
+	prepare(GetParam(), std::span(argument, 8), GetParam().size);
 	memory.shrink(page_size);
 	EXPECT_EQ(error_of(fd_of(GetParam()), GetParam().number, argument), EFAULT);
 }
@@ -269,7 +307,7 @@ TEST_P(every_ioctl, leaves_nothing_when_the_result_cannot_be_written)
 	const mapping memory = anonymous(page_size);
 
 	subject.fill_page(0, 1);
-	prepare(memory.bytes(), GetParam().size);
+	prepare(GetParam(), memory.bytes(), GetParam().size);
 	memory.protect(PROT_READ);
 
 	const counters count(dev);
@@ -290,7 +328,7 @@ TEST_P(every_ioctl, leaves_nothing_when_the_end_of_the_result_cannot_be_written)
 	const mapping memory = anonymous(2 * page_size);
 	const auto argument = memory.bytes().subspan(page_size - 8, GetParam().size);
 
-	prepare(argument, GetParam().size);
+	prepare(GetParam(), argument, GetParam().size);
 	check(::mprotect(memory.data() + page_size, page_size, PROT_READ),
 	      "mprotect");
 
@@ -309,7 +347,7 @@ TEST_P(every_ioctl, is_unknown_to_the_other_kind_of_file)
 		GetParam().on == target::device ? subject.fd() : dev.fd();
 	std::array<std::byte, 256> argument = {};
 
-	prepare(argument, GetParam().size);
+	prepare(GetParam(), argument, GetParam().size);
 	EXPECT_EQ(error_of(wrong, GetParam().number, argument.data()), ENOTTY);
 }
 
@@ -318,7 +356,7 @@ TEST_P(every_ioctl, is_unknown_with_a_size_in_its_number)
 {
 	std::array<std::byte, 256> argument = {};
 
-	prepare(argument, GetParam().size);
+	prepare(GetParam(), argument, GetParam().size);
 	EXPECT_EQ(error_of(fd_of(GetParam()),
 			   _IOC(_IOC_READ | _IOC_WRITE, COWSNAP_IOC_MAGIC,
 				_IOC_NR(GetParam().number), GetParam().size),
@@ -330,7 +368,7 @@ TEST_F(ioctls, unknown_numbers)
 {
 	std::array<std::byte, 256> argument = {};
 
-	prepare(argument, argument.size());
+	prepare(query_command, argument, argument.size());
 	for (const int fd : {dev.fd(), subject.fd()}) {
 		for (const unsigned int number : {0x7fu, 0xffu}) {
 			EXPECT_EQ(error_of(fd, _IO(COWSNAP_IOC_MAGIC, number),
@@ -362,6 +400,16 @@ TEST_F(ioctls, fork_refuses_reserved)
 	arg.size = sizeof(arg);
 	arg.__reserved = 1;
 	EXPECT_EQ(error_of(subject.fd(), COWSNAP_IOC_FORK, &arg), EINVAL);
+}
+
+TEST_F(ioctls, restore_refuses_reserved)
+{
+	cowsnap_restore arg = {};
+
+	arg.size = sizeof(arg);
+	arg.src_fd = subject.fd();
+	arg.__reserved = 1;
+	EXPECT_EQ(error_of(subject.fd(), COWSNAP_IOC_RESTORE, &arg), EINVAL);
 }
 
 TEST_F(ioctls, query_fills_every_out_member)
@@ -697,7 +745,7 @@ TEST_F(ioctls, are_the_same_for_32_bit_programs)
 	subject.fill_page(2, 2);
 
 	const auto call_32 = [&](const command &which) {
-		prepare(low.bytes(), which.size);
+		prepare(which, low.bytes(), which.size);
 		error = error_of_32_bit_ioctl(fd_of(which), which.number, low.data());
 		EXPECT_EQ(error, 0) << which.name;
 	};
@@ -714,6 +762,12 @@ TEST_F(ioctls, are_the_same_for_32_bit_programs)
 	call_32(stat_command);
 	EXPECT_EQ(reinterpret_cast<cowsnap_stat *>(low.data())->referenced,
 		  page_size);
+	call_32(prepare_command);
+	EXPECT_EQ(reinterpret_cast<cowsnap_prepare *>(low.data())->left, 0u);
+	call_32(restore_command);
+	EXPECT_EQ(reinterpret_cast<cowsnap_restore *>(low.data())->changed, 0u);
+	call_32(diff_command);
+	EXPECT_GE(reinterpret_cast<cowsnap_diff *>(low.data())->next, page_size);
 	EXPECT_EQ(error_of_32_bit_ioctl(subject.fd(), _IO(COWSNAP_IOC_MAGIC, 0x7f),
 					low.data()),
 		  ENOTTY);

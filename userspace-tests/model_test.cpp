@@ -176,7 +176,7 @@ private:
 
 	void operate(member &chosen)
 	{
-		switch (random_.below(20)) {
+		switch (random_.below(24)) {
 		case 0:
 			fork(chosen);
 			break;
@@ -213,6 +213,16 @@ private:
 			break;
 		case 14:
 			load(chosen);
+			break;
+		case 15:
+			prepare(chosen);
+			break;
+		case 16:
+		case 17:
+			restore(chosen);
+			break;
+		case 18:
+			diff(chosen);
 			break;
 		default:
 			store(chosen);
@@ -257,6 +267,147 @@ private:
 		said_ << " to " << made->id;
 		members_.push_back(std::move(made));
 		check_figures(*members_.back());
+	}
+
+	/* Changes nothing that is compared; nobody pins anything here. */
+	void prepare(member &chosen)
+	{
+		const std::uint64_t budget = random_.below(slots);
+		const auto dirty = static_cast<std::uint64_t>(
+			std::ranges::count(chosen.dirty, true));
+
+		said_ << "prepare of " << budget;
+		if (!chosen.open())
+			return;
+
+		const std::uint64_t left = chosen.file.prepare(budget);
+
+		same("within what is dirty",
+		     left <= (budget ? dirty - std::min(dirty, budget) : 0), true);
+	}
+
+	static bool differ(const member &one, const member &other, std::size_t slot)
+	{
+		return one.granule[slot] != other.granule[slot];
+	}
+
+	/* By an open member of either family, the chosen one not left out. */
+	member *any_other(member &chosen)
+	{
+		member &other = *members_[random_.below(members_.size())];
+
+		said_ << ' ' << other.id;
+		return chosen.open() && other.open() ? &other : nullptr;
+	}
+
+	void restore(member &chosen)
+	{
+		said_ << "restore from";
+
+		member *const source = any_other(chosen);
+		cowsnap_restore arg = {};
+
+		if (!source)
+			return;
+		arg.size = sizeof(arg);
+		arg.src_fd = source->file.fd();
+		if (chosen.read_only || chosen.family_id != source->family_id) {
+			same("restore",
+			     ::ioctl(chosen.file.fd(), COWSNAP_IOC_RESTORE, &arg), -1);
+			same("errno", errno, chosen.read_only ? EPERM : EXDEV);
+			return;
+		}
+
+		std::uint64_t changed = 0;
+
+		for (std::size_t slot = 0; slot < slots; slot++)
+			changed += differ(chosen, *source, slot) ? page_size : 0;
+		same("changed", chosen.file.restore(source->file), changed);
+		if (source == &chosen)
+			return;
+		chosen.length = source->length;
+		chosen.bytes = source->bytes;
+		chosen.granule = source->granule;
+		chosen.dirty.fill(false);
+		source->dirty.fill(false);
+		check_figures(*source);
+	}
+
+	/* What DIFF should tell of the granules in [@start, @end). */
+	static std::vector<cowsnap_range> ranges_of(member &one, member &other,
+						    bool exact, std::uint64_t start,
+						    std::uint64_t end)
+	{
+		std::vector<cowsnap_range> ranges;
+
+		for (std::size_t slot = 0; slot < slots; slot++) {
+			const std::uint64_t offset = offset_of(slot);
+			const std::uint32_t flags =
+				one.granule[slot] ? 0 : COWSNAP_RANGE_F_HOLE;
+
+			if (offset >= end || offset + page_size <= start ||
+			    !differ(one, other, slot) ||
+			    (exact && std::ranges::equal(one.page(slot),
+							 other.page(slot))))
+				continue;
+			if (!ranges.empty() && ranges.back().flags == flags &&
+			    ranges.back().offset + ranges.back().length == offset)
+				ranges.back().length += page_size;
+			else
+				ranges.push_back({offset, page_size, flags, 0});
+		}
+		return ranges;
+	}
+
+	static std::string text_of(const std::vector<cowsnap_range> &ranges)
+	{
+		std::ostringstream text;
+
+		for (const cowsnap_range &range : ranges)
+			text << range.offset << '+' << range.length << ' '
+			     << range.flags << range.__reserved << ", ";
+		return text.str();
+	}
+
+	void diff(member &chosen)
+	{
+		const bool exact = random_.one_in(2);
+		const auto count = static_cast<std::uint32_t>(
+			random_.one_in(2) ? random_.between(1, 3) : 1000);
+		std::uint64_t start = 0, end = largest_length;
+
+		if (random_.one_in(2)) {
+			start = offset_of(random_.below(slots)) +
+				random_.below(page_size);
+			end = std::max(start + 1, offset_of(random_.below(slots)) +
+							  random_.below(page_size));
+		}
+		said_ << (exact ? "exact diff of [" : "diff of [") << start << ", "
+		      << end << "), " << count << " at once, with";
+
+		member *const other = any_other(chosen);
+
+		if (!other)
+			return;
+		if (chosen.family_id != other->family_id) {
+			cowsnap_range range = {};
+			cowsnap_diff arg = {};
+
+			arg.size = sizeof(arg);
+			arg.other_fd = other->file.fd();
+			arg.count = 1;
+			arg.end = page_size;
+			arg.ranges = reinterpret_cast<std::uintptr_t>(&range);
+			same("diff", ::ioctl(chosen.file.fd(), COWSNAP_IOC_DIFF, &arg),
+			     -1);
+			same("errno", errno, EXDEV);
+			return;
+		}
+		same("ranges",
+		     text_of(chosen.file.diff(other->file,
+					      exact ? COWSNAP_DIFF_F_EXACT : 0, start,
+					      end, count)),
+		     text_of(ranges_of(chosen, *other, exact, start, end)));
 	}
 
 	void remove(std::size_t index)

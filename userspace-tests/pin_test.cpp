@@ -24,6 +24,7 @@
 
 #include "fixture.hpp"
 #include "ktap.hpp"
+#include "page_in_a_pipe.hpp"
 #include "process.hpp"
 
 using namespace cowsnap_test;
@@ -43,32 +44,6 @@ protected:
 			fill(map.page(page), static_cast<unsigned int>(page + 1));
 		return made;
 	}
-};
-
-/* A page of memory in a pipe, as a reference and not as a copy. */
-class page_in_a_pipe {
-public:
-	explicit page_in_a_pipe(std::span<std::byte> page)
-	{
-		const iovec part = {page.data(), page.size()};
-
-		if (check(::vmsplice(pipe_.write_end.get(), &part, 1, 0),
-			  "vmsplice") != static_cast<ssize_t>(page.size()))
-			throw std::runtime_error("short vmsplice");
-	}
-
-	/* Takes the page out of the pipe. */
-	std::vector<std::byte> read() const
-	{
-		std::vector<std::byte> bytes(page_size);
-
-		check(::read(pipe_.read_end.get(), bytes.data(), bytes.size()),
-		      "read");
-		return bytes;
-	}
-
-private:
-	pipe_pair pipe_;
 };
 
 TEST_F(pins, control_a_pipe_shows_what_is_written_to_its_page)
@@ -442,6 +417,31 @@ TEST_F(stopped_calls, of_read_do_not_stop_forks)
 				     std::byte{60}),
 		  0);
 	EXPECT_TRUE(is_all(child.read_page(3), 60));
+}
+
+TEST_F(stopped_calls, of_write_let_a_waiting_restore_be_killed)
+{
+	const region parent = numbered();
+	const region snapshot = parent.snapshot();
+	std::thread writer([&] {
+		EXPECT_EQ(::pwrite(parent.fd(), source.data(), page_size,
+				   static_cast<off_t>(3 * page_size)),
+			  static_cast<ssize_t>(page_size));
+	});
+
+	source.await();
+	child restorer([&] { parent.restore(snapshot); });
+	std::this_thread::sleep_for(std::chrono::seconds(1));
+	::kill(restorer.pid(), SIGKILL);
+	EXPECT_TRUE(eventually([&] {
+		siginfo_t info = {};
+
+		return ::waitid(P_PID, static_cast<id_t>(restorer.pid()), &info,
+				WEXITED | WNOHANG | WNOWAIT) == 0 &&
+		       info.si_pid != 0;
+	}, std::chrono::seconds(5))) << "RESTORE cannot be killed";
+	source.provide(99);
+	writer.join();
 }
 
 /* A page pinned for reading through the snapshot stays the snapshot's. */

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -95,6 +96,10 @@ private:
 	unique_fd fd_;
 };
 
+/* What a file can have at most. */
+inline constexpr std::uint64_t largest_length =
+	std::numeric_limits<std::int64_t>::max();
+
 class region : public memory_file {
 public:
 	using memory_file::memory_file;
@@ -117,6 +122,54 @@ public:
 		arg.size = sizeof(arg);
 		check(::ioctl(fd(), COWSNAP_IOC_STAT, &arg), "COWSNAP_IOC_STAT");
 		return arg;
+	}
+
+	/* Returns the granules that are left. */
+	std::uint64_t prepare(std::uint64_t budget = 0) const
+	{
+		cowsnap_prepare arg = {};
+
+		arg.size = sizeof(arg);
+		arg.budget = budget;
+		check(::ioctl(fd(), COWSNAP_IOC_PREPARE, &arg),
+		      "COWSNAP_IOC_PREPARE");
+		return arg.left;
+	}
+
+	/* Returns the bytes that changed. */
+	std::uint64_t restore(const memory_file &source) const
+	{
+		cowsnap_restore arg = {};
+
+		arg.size = sizeof(arg);
+		arg.src_fd = source.fd();
+		check(::ioctl(fd(), COWSNAP_IOC_RESTORE, &arg),
+		      "COWSNAP_IOC_RESTORE");
+		return arg.changed;
+	}
+
+	/* All differences in [@start, @end), by calls that tell @count each. */
+	std::vector<cowsnap_range>
+	diff(const memory_file &other, std::uint32_t flags = 0,
+	     std::uint64_t start = 0, std::uint64_t end = largest_length,
+	     std::uint32_t count = 1000) const
+	{
+		std::vector<cowsnap_range> all, some(count);
+		cowsnap_diff arg = {};
+
+		arg.size = sizeof(arg);
+		arg.flags = flags;
+		arg.other_fd = other.fd();
+		arg.end = end;
+		arg.ranges = reinterpret_cast<std::uintptr_t>(some.data());
+		for (arg.start = start; arg.start < end; arg.start = arg.next) {
+			arg.count = count;
+			check(::ioctl(fd(), COWSNAP_IOC_DIFF, &arg),
+			      "COWSNAP_IOC_DIFF");
+			all.insert(all.end(), some.begin(),
+				   some.begin() + arg.count);
+		}
+		return all;
 	}
 };
 
