@@ -10,7 +10,7 @@
 
 #include "cowsnap.h"
 
-/* How many granules are closed while the writers wait: tens of microseconds. */
+/* How many granules are closed while the writers wait: 300,000 instructions. */
 #define PROTECT_AT_ONCE	512
 
 /**

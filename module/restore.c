@@ -36,11 +36,11 @@ static u64 zap_changed(struct cowsnap_region *region,
 		       struct cowsnap_image *image)
 {
 	u64 end = DIV_ROUND_UP((u64)image->length, cowsnap_granule_size(region));
-	u64 first, nr;
-	u64 start = 0;
-	bool data;
-	u64 run = 0;
 	u64 changed = 0;
+	u64 start = 0;
+	u64 run = 0;
+	u64 first, nr;
+	bool data;
 
 	/* What is found ends with a leaf: one zap for those that touch. */
 	for (first = 0; cowsnap_tree_next_diff(&region->tree, &image->tree,
@@ -87,8 +87,9 @@ static void exchange(struct cowsnap_region *region, struct cowsnap_image *image)
  * @changed: out, bytes of granules that were not shared
  *
  * Return: 0; -EPERM for a snapshot, -EXDEV for a source from another family,
- * -ERESTARTSYS for a signal, -EINTR for a fatal one, -ENOSPC, -ENOMEM or -EHWPOISON for a pinned granule
- * of the source; on error the region holds what it held.
+ * -ERESTARTSYS for a signal, -EINTR for a fatal one, -ENOMEM; -ENOSPC or
+ * -EHWPOISON for a pinned granule of the source; on error both hold what they
+ * held.
  */
 int cowsnap_region_restore(struct cowsnap_region *region,
 			   struct cowsnap_region *source, u64 *changed)
