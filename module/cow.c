@@ -74,6 +74,8 @@ struct cowsnap_granule *cowsnap_granule_alloc(struct cowsnap_region *region,
 		cowsnap_account_uncharge(account, 1);
 		return ERR_PTR(-ENOMEM);
 	}
+	/* Before 6.5 a pipe that splice(2) put it in wants to know. */
+	SetPageUptodate(page);
 	granule = cowsnap_granule_init(page);
 	if (from && copy_mc_to_kernel(page_address(page),
 				      page_address(cowsnap_granule_page(from)),
