@@ -11,6 +11,7 @@
 
 #include "mapping.hpp"
 #include "process.hpp"
+#include "region.hpp"
 
 namespace cowsnap_test {
 
@@ -24,6 +25,17 @@ public:
 		if (check(::vmsplice(pipe_.write_end.get(), &part, 1, 0),
 			  "vmsplice") != static_cast<ssize_t>(page.size()))
 			throw std::runtime_error("short vmsplice");
+	}
+
+	/* By splice(2), which copies only since Linux 6.5. */
+	page_in_a_pipe(const memory_file &file, std::size_t page)
+	{
+		off_t offset = static_cast<off_t>(page * page_size);
+
+		if (check(::splice(file.fd(), &offset, pipe_.write_end.get(),
+				   nullptr, page_size, 0),
+			  "splice") != static_cast<ssize_t>(page_size))
+			throw std::runtime_error("short splice");
 	}
 
 	/* Takes the page out of the pipe. */

@@ -85,6 +85,7 @@ protected:
 					ASSERT_EQ(snapshot.map(PROT_READ).load(
 							  pages - 8),
 						  made);
+					(void)parent.stat();
 				} catch (const std::system_error &error) {
 					ASSERT_EQ(error.code().value(), EINTR);
 					interrupted++;
