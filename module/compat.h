@@ -63,15 +63,22 @@ static inline pte_t cowsnap_pte_mkwrite(pte_t pte)
 }
 
 /*
- * How many page-table entries map a page of order 0.  6.10 took page_mapcount()
- * away; folio_mapcount() was not exported in 6.1.
+ * How many page-table entries map pages of a folio.  6.10 counts them in the folio;
+ * before, each page had its count, and folio_mapcount() was not exported.
  */
-static inline int cowsnap_page_mapcount(struct page *page)
+static inline long cowsnap_folio_mapcount(struct folio *folio)
 {
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 10, 0)
-	return page_mapcount(page);
+	long count = 0;
+	long n;
+
+	if (folio_test_large(folio))
+		count = folio_entire_mapcount(folio);
+	for (n = 0; n < folio_nr_pages(folio); n++)
+		count += atomic_read(&folio_page(folio, n)->_mapcount) + 1;
+	return count;
 #else
-	return folio_mapcount(page_folio(page));
+	return folio_mapcount(folio);
 #endif
 }
 

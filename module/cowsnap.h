@@ -6,19 +6,22 @@
  *
  *   inode->i_rwsem               write(2), ftruncate(2): the length
  *     mm->mmap_lock or VMA lock  faults; user copies
- *       region->fork_lock        what happens to the region as a whole:
- *                                fork, truncate, stat, making the stripes
+ *       region->fork_lock        what happens to the region as a whole: fork,
+ *                                truncate, stat, making and stopping the stripes;
+ *                                of several regions by their ids
  *         stripe->lock           what is at the indices of the stripe: the leaves
  *                                there, their granules, the page-table entries
- *                                that map them; all of them for a fork
+ *                                that map them
  *           tree->lock           the shape of the tree
  *             (allocation)       reclaim calls nothing of ours
  *           mapping->i_mmap_rwsem, page table lock
  *                                taken by the core for zap and insert
  *
- * A fault takes one stripe and no fork_lock.  No user memory is touched under
- * fork_lock or a stripe, except with page faults disabled, because a fault takes
- * a stripe itself.
+ * A fault takes one stripe and no fork_lock, but waits where the region is stopped.
+ * Who stops a region, under its fork_lock, has as good as all of its stripes: nobody
+ * is in one, and who wants one waits until the region is resumed.  No user memory is
+ * touched under fork_lock or a stripe, except with page faults disabled, because a
+ * fault takes a stripe itself.
  *
  * References: an inode is its region's life; a file holds its inode, a VMA its
  * file.  A region holds its family and the root of its tree, a node holds its
@@ -38,7 +41,7 @@
 #include <linux/cowsnap.h>
 
 #include "account.h"
-#include "granule.h"
+#include "pages.h"
 #include "tree.h"
 
 /**
@@ -102,6 +105,7 @@ struct cowsnap_stripe {
  * @generation: forks between the family's first region and this one
  * @readonly: it is a snapshot
  * @fork_lock: see above
+ * @stopped: nobody may take a stripe; changes under @fork_lock
  * @tree: what it holds
  * @prepare_next: where the next PREPARE goes on; under @fork_lock
  * @stripes: NULL in a snapshot, and until somebody maps or writes the region;
@@ -118,6 +122,7 @@ struct cowsnap_region {
 	u64 parent_id;
 	u64 generation;
 	bool readonly;
+	bool stopped;
 	struct mutex fork_lock;
 	struct cowsnap_tree tree;
 	u64 prepare_next;
@@ -127,14 +132,34 @@ struct cowsnap_region {
 	atomic64_t snapshot_faults;
 };
 
-static inline unsigned int cowsnap_granule_shift(struct cowsnap_region *region)
+static inline unsigned int
+cowsnap_granule_shift(const struct cowsnap_region *region)
 {
 	return region->family->account.granule_shift;
 }
 
-static inline u64 cowsnap_granule_size(struct cowsnap_region *region)
+static inline u64 cowsnap_granule_size(const struct cowsnap_region *region)
 {
 	return 1ULL << cowsnap_granule_shift(region);
+}
+
+static inline unsigned int
+cowsnap_granule_pages(const struct cowsnap_region *region)
+{
+	return 1U << (cowsnap_granule_shift(region) - PAGE_SHIFT);
+}
+
+/* The granule that has a page of the region, and which of its pages that is. */
+static inline u64 cowsnap_page_index(const struct cowsnap_region *region,
+				     u64 pgoff)
+{
+	return pgoff >> (cowsnap_granule_shift(region) - PAGE_SHIFT);
+}
+
+static inline unsigned int
+cowsnap_page_in_granule(const struct cowsnap_region *region, u64 pgoff)
+{
+	return pgoff & (cowsnap_granule_pages(region) - 1);
 }
 
 static inline struct cowsnap_stripe *
@@ -144,6 +169,10 @@ cowsnap_stripe(struct cowsnap_region *region, u64 index)
 				(COWSNAP_STRIPES - 1)];
 }
 
+/* ioctl.c */
+long cowsnap_device_ioctl(struct file *file, unsigned int cmd, unsigned long arg);
+long cowsnap_region_ioctl(struct file *file, unsigned int cmd, unsigned long arg);
+
 /* region.c: the life of a region */
 extern const struct file_operations cowsnap_region_fops;
 
@@ -151,10 +180,11 @@ u64 cowsnap_regions(void);
 struct file *cowsnap_region_create(const struct cowsnap_create *args);
 struct file *cowsnap_region_new(struct cowsnap_family *family, u64 length,
 				bool readonly);
-long cowsnap_region_ioctl(struct file *file, unsigned int cmd, unsigned long arg);
 int cowsnap_region_activate(struct cowsnap_region *region);
-void cowsnap_region_lock_all(struct cowsnap_region *region);
-void cowsnap_region_unlock_all(struct cowsnap_region *region);
+struct cowsnap_stripe *cowsnap_stripe_lock(struct cowsnap_region *region,
+					   u64 index);
+void cowsnap_region_stop(struct cowsnap_region *region);
+void cowsnap_region_resume(struct cowsnap_region *region);
 
 /* protect.c: closing granules */
 bool cowsnap_granule_pinned(struct cowsnap_granule *granule);
@@ -174,11 +204,30 @@ struct cowsnap_image {
 	loff_t length;
 };
 
-/* fork.c */
-int cowsnap_image_take(struct cowsnap_image *image,
-		       struct cowsnap_region *region);
+/* image.c */
+int cowsnap_image_begin(struct cowsnap_image *image,
+			struct cowsnap_region *region);
+void cowsnap_image_commit(struct cowsnap_image *image,
+			  struct cowsnap_region *region);
+void cowsnap_image_give(struct cowsnap_image *image,
+			struct cowsnap_region *region);
 void cowsnap_image_destroy(struct cowsnap_image *image);
+
+/**
+ * struct cowsnap_fork_job - one of many forks
+ * @parent: the file of the region to be forked
+ * @child: out, the file of the new member
+ * @readonly: make a snapshot
+ */
+struct cowsnap_fork_job {
+	struct file *parent;
+	struct file *child;
+	bool readonly;
+};
+
+/* fork.c */
 struct file *cowsnap_region_fork(struct cowsnap_region *parent, bool readonly);
+int cowsnap_fork_many(struct cowsnap_fork_job *jobs, unsigned int nr);
 
 /* restore.c */
 int cowsnap_region_restore(struct cowsnap_region *region,
@@ -195,23 +244,27 @@ int cowsnap_region_stat(struct cowsnap_region *region,
 void cowsnap_region_show_fdinfo(struct seq_file *seq, struct file *file);
 
 /* cow.c: who may write a granule */
-struct cowsnap_granule *cowsnap_granule_alloc(struct cowsnap_region *region,
-					      struct cowsnap_granule *from);
-void cowsnap_granule_release(struct cowsnap_region *region,
-			     struct cowsnap_granule *granule);
+void cowsnap_region_zap_pages(struct cowsnap_region *region, u64 pgoff, u64 nr);
 void cowsnap_region_zap(struct cowsnap_region *region, u64 index, u64 nr);
-int cowsnap_granule_write(struct cowsnap_region *region, u64 index,
-			  struct page *held, struct page **page);
+void cowsnap_granule_open(struct cowsnap_region *region,
+			  struct cowsnap_node *leaf, u64 index);
+struct cowsnap_granule *cowsnap_granule_write(struct cowsnap_region *region,
+					      u64 index, struct page *held);
 
 /* fault.c */
 int cowsnap_fault_module_init(void);
 void cowsnap_fault_module_exit(void);
 int cowsnap_region_mmap(struct file *file, struct vm_area_struct *vma);
 
-/* io.c */
+/* space.c */
 extern const struct inode_operations cowsnap_region_iops;
 
-struct page *cowsnap_granule_page_get(struct cowsnap_region *region, u64 index);
+int cowsnap_region_clear_tail(struct cowsnap_region *region);
+long cowsnap_region_fallocate(struct file *file, int mode, loff_t offset,
+			      loff_t length);
+
+/* io.c */
+struct page *cowsnap_region_page_get(struct cowsnap_region *region, u64 pgoff);
 ssize_t cowsnap_region_read_iter(struct kiocb *iocb, struct iov_iter *to);
 ssize_t cowsnap_region_write_iter(struct kiocb *iocb, struct iov_iter *from);
 loff_t cowsnap_region_llseek(struct file *file, loff_t offset, int whence);

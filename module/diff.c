@@ -13,11 +13,11 @@ static bool is_zero(struct page *page)
 	return !page || !memchr_inv(page_address(page), 0, PAGE_SIZE);
 }
 
-static bool same_bytes(struct cowsnap_region *region,
-		       struct cowsnap_region *other, u64 index)
+static bool same_page(struct cowsnap_region *region,
+		      struct cowsnap_region *other, u64 pgoff)
 {
-	struct page *a = cowsnap_granule_page_get(region, index);
-	struct page *b = cowsnap_granule_page_get(other, index);
+	struct page *a = cowsnap_region_page_get(region, pgoff);
+	struct page *b = cowsnap_region_page_get(other, pgoff);
 	bool same;
 
 	if (a && b)
@@ -29,6 +29,19 @@ static bool same_bytes(struct cowsnap_region *region,
 	if (b)
 		put_page(b);
 	return same;
+}
+
+static bool same_bytes(struct cowsnap_region *region,
+		       struct cowsnap_region *other, u64 index)
+{
+	u64 pages = cowsnap_granule_pages(region);
+	u64 n;
+
+	for (n = 0; n < pages; n++) {
+		if (!same_page(region, other, index * pages + n))
+			return false;
+	}
+	return true;
 }
 
 /* Takes what has equal bytes off both ends of a run, and ends it where it has. */

@@ -13,10 +13,15 @@
  * the handler's back, stay out.  They are not VM_MIXEDMAP: a fork(2) of the
  * mapper then copies no entries, and is nearly free.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/mm.h>
+#include <linux/printk.h>
+#include <linux/sched.h>
 
 #include "compat.h"
 #include "cowsnap.h"
+#include "trace.h"
 
 /* What every hole of every region reads as; only ever mapped read-only. */
 static struct page *zero_page;
@@ -33,28 +38,90 @@ void cowsnap_fault_module_exit(void)
 }
 
 /*
- * The zero page with room for references, or NULL: a user with enough page
- * tables could map it often enough for its count to overflow.
+ * Is there room for references to the zero page?  A user with enough page tables
+ * could map it often enough for its count to overflow.
  */
-static struct page *get_zero_page(void)
+static bool zero_page_has_room(void)
 {
-	return page_ref_count(zero_page) < INT_MAX / 2 ? zero_page : NULL;
+	return page_ref_count(zero_page) < INT_MAX / 2;
+}
+
+/* The pages of the region: what lies beyond raises SIGBUS. */
+static u64 region_pages(struct vm_fault *vmf)
+{
+	loff_t size = i_size_read(file_inode(vmf->vma->vm_file));
+
+	return DIV_ROUND_UP((u64)size, PAGE_SIZE);
 }
 
 static bool beyond_end(struct vm_fault *vmf)
 {
-	loff_t size = i_size_read(file_inode(vmf->vma->vm_file));
-
-	return vmf->pgoff >= DIV_ROUND_UP((u64)size, PAGE_SIZE);
+	return vmf->pgoff >= region_pages(vmf);
 }
 
 static u64 fault_index(struct cowsnap_region *region, struct vm_fault *vmf)
 {
-	return vmf->pgoff >> (cowsnap_granule_shift(region) - PAGE_SHIFT);
+	return cowsnap_page_index(region, vmf->pgoff);
 }
 
-static vm_fault_t fault_error(int err)
+/* Reading maps this many pages of a granule at once, as the core does for files. */
+#define READ_WINDOW	16U
+
+/**
+ * struct window - the pages of one granule that one fault maps
+ * @vmf: the fault, on one of them
+ * @granule: NULL for a hole
+ * @addr: where the first of them is mapped
+ * @first: which page of the granule that is
+ * @nr: how many there are
+ * @done: the page of the fault is mapped as was asked
+ */
+struct window {
+	struct vm_fault *vmf;
+	struct cowsnap_granule *granule;
+	unsigned long addr;
+	unsigned int first;
+	unsigned int nr;
+	bool done;
+};
+
+/* Up to @most pages, an aligned power of two; as many as VMA and region have. */
+static void window_init(struct window *window, struct cowsnap_region *region,
+			struct vm_fault *vmf, struct cowsnap_granule *granule,
+			unsigned int most)
 {
+	struct vm_area_struct *vma = vmf->vma;
+	u64 first = vmf->pgoff;
+	u64 end = first + 1;
+
+	most = min(most, cowsnap_granule_pages(region));
+	if (most > 1) {
+		first = round_down(first, most);
+		end = min(first + most, region_pages(vmf));
+		first = max_t(u64, first, vma->vm_pgoff);
+		end = min(end, (u64)vma->vm_pgoff + vma_pages(vma));
+	}
+	window->vmf = vmf;
+	window->granule = granule;
+	window->addr = (vmf->address & PAGE_MASK) -
+		       ((vmf->pgoff - first) << PAGE_SHIFT);
+	window->first = cowsnap_page_in_granule(region, first);
+	window->nr = end - first;
+	window->done = false;
+}
+
+static struct page *window_page(struct window *window, unsigned int n)
+{
+	return window->granule ?
+	       cowsnap_granule_page(window->granule, window->first + n) :
+	       zero_page;
+}
+
+static vm_fault_t fault_result(struct cowsnap_region *region,
+			       struct vm_fault *vmf, int err)
+{
+	trace_cowsnap_fault(region, vmf->pgoff, vmf->flags & FAULT_FLAG_WRITE,
+			    err);
 	switch (err) {
 	case 0:
 	case -EBUSY:
@@ -64,13 +131,47 @@ static vm_fault_t fault_error(int err)
 	case -EHWPOISON:
 		return VM_FAULT_HWPOISON;
 	default:
+		pr_debug("%s[%d]: fault at %#llx of region %llu: error %d\n",
+			 current->comm, task_pid_nr(current),
+			 (u64)vmf->pgoff << PAGE_SHIFT, region->id, err);
 		return VM_FAULT_SIGBUS;
 	}
 }
 
+/* How many pages go to vm_insert_pages() at once. */
+#define INSERT_BATCH	16U
+
+static noinline int insert_many(struct window *window,
+				struct vm_area_struct *vma)
+{
+	struct page *pages[INSERT_BATCH];
+	unsigned int n = 0;
+	int busy = 0;
+
+	while (n < window->nr) {
+		unsigned long batch = min(window->nr - n, INSERT_BATCH);
+		unsigned long left = batch;
+		unsigned int i;
+		int err;
+
+		for (i = 0; i < batch; i++)
+			pages[i] = window_page(window, n + i);
+		err = vm_insert_pages(vma, window->addr + n * PAGE_SIZE,
+				      pages, &left);
+		if (err && err != -EBUSY)
+			return err;
+		n += batch - left;
+		if (err) {
+			busy = err;
+			n++;
+		}
+	}
+	return busy;
+}
+
 /*
- * Makes an entry for @page, which has none at this address yet; -EBUSY when it
- * has.
+ * Makes entries for the pages of @window that have none: -EBUSY when one has, but
+ * then the others were made all the same.
  *
  * vm_insert_page() takes the protection from the VMA, whose own is read-only
  * because there is a page_mkwrite; and it wants VM_MIXEDMAP, to be sure that the
@@ -78,96 +179,91 @@ static vm_fault_t fault_error(int err)
  * of these entries.  So it gets a VMA of its own to read, with what it reads
  * (drm/ttm did the same).
  */
-static int insert_entry(struct vm_fault *vmf, struct page *page, bool writable)
+static int insert_window(struct window *window, bool writable)
 {
-	vm_flags_t flags = vmf->vma->vm_flags;
+	const struct vm_area_struct *of = window->vmf->vma;
+	vm_flags_t flags = of->vm_flags;
 	struct vm_area_struct vma = {
-		.vm_mm = vmf->vma->vm_mm,
-		.vm_start = vmf->vma->vm_start,
-		.vm_end = vmf->vma->vm_end,
+		.vm_mm = of->vm_mm,
+		.vm_start = of->vm_start,
+		.vm_end = of->vm_end,
 		.vm_page_prot = vm_get_page_prot(writable ? flags :
 							flags & ~VM_SHARED),
 	};
 
 	cowsnap_vm_flags_init(&vma, flags | VM_MIXEDMAP);
-	return vm_insert_page(&vma, vmf->address, page);
+	if (window->nr > 1)
+		return insert_many(window, &vma);
+	return vm_insert_page(&vma, window->addr, window_page(window, 0));
 }
-
-struct upgrade {
-	struct mm_struct *mm;
-	unsigned long pfn;
-	bool done;
-};
 
 static int upgrade_pte(pte_t *ptep, unsigned long addr, void *data)
 {
-	struct upgrade *upgrade = data;
+	struct window *window = data;
+	unsigned int n = (addr - window->addr) >> PAGE_SHIFT;
+	struct vm_fault *vmf = window->vmf;
 	pte_t pte = ptep_get(ptep);
 
-	if (!pte_present(pte) || pte_pfn(pte) != upgrade->pfn)
+	if (!pte_present(pte) ||
+	    pte_pfn(pte) != page_to_pfn(window_page(window, n)))
 		return 0;
 	pte = pte_mkyoung(pte_mkdirty(cowsnap_pte_mkwrite(pte)));
-	set_pte_at(upgrade->mm, addr, ptep, pte);
-	upgrade->done = true;
+	set_pte_at(vmf->vma->vm_mm, addr, ptep, pte);
+	window->done |= addr == (vmf->address & PAGE_MASK);
 	return 0;
 }
 
 /*
- * Makes the entry for @page, if there is one, writable.  A CPU that remembers it
- * as read-only faults again and forgets.
+ * Makes the entries that there are for pages of @window writable; true when the one
+ * of the fault is among them.  A CPU that remembers it as read-only faults again
+ * and forgets.
  */
-static bool upgrade_entry(struct vm_fault *vmf, struct page *page)
+static bool upgrade_window(struct window *window)
 {
-	struct upgrade upgrade = {
-		.mm = vmf->vma->vm_mm,
-		.pfn = page_to_pfn(page),
-	};
-
-	apply_to_page_range(upgrade.mm, vmf->address & PAGE_MASK, PAGE_SIZE,
-			    upgrade_pte, &upgrade);
-	return upgrade.done;
-}
-
-static int map_writable(struct vm_fault *vmf, struct page *page)
-{
-	int err;
-
-	if (vmf->page == page && upgrade_entry(vmf, page))
-		return 0;
-	err = insert_entry(vmf, page, true);
-	/* A read fault on the same address, on another CPU, was first. */
-	if (err == -EBUSY && upgrade_entry(vmf, page))
-		err = 0;
-	return err;
+	apply_to_page_range(window->vmf->vma->vm_mm, window->addr,
+			    window->nr * PAGE_SIZE, upgrade_pte, window);
+	return window->done;
 }
 
 static int write_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 {
-	struct page *page;
+	struct cowsnap_granule *granule;
+	struct window window;
 	int err;
 
-	err = cowsnap_granule_write(region, fault_index(region, vmf),
-				    vmf->page, &page);
-	return err ?: map_writable(vmf, page);
+	granule = cowsnap_granule_write(region, fault_index(region, vmf),
+					vmf->page);
+	if (IS_ERR(granule))
+		return PTR_ERR(granule);
+	/* It was copied, or is the region's own: all of it may be written. */
+	window_init(&window, region, vmf, granule, UINT_MAX);
+	if (vmf->page && cowsnap_granule_has(granule, vmf->page) &&
+	    upgrade_window(&window))
+		return 0;
+	err = insert_window(&window, true);
+	/* Read before, here or by another CPU, while it was read-only. */
+	if (err == -EBUSY)
+		upgrade_window(&window);
+	return err;
 }
 
 static int read_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 {
 	u64 index = fault_index(region, vmf);
 	struct cowsnap_granule *granule;
-	struct page *page;
+	struct window window;
 
 	granule = cowsnap_tree_lookup(&region->tree, index);
+	window_init(&window, region, vmf, granule, READ_WINDOW);
 	if (granule)
 		/* What may be written already need not fault again for it. */
-		return insert_entry(vmf, cowsnap_granule_page(granule),
-				    (vmf->vma->vm_flags & VM_WRITE) &&
-				    cowsnap_tree_is_open(&region->tree, index));
-	page = get_zero_page();
-	if (!page)
+		return insert_window(&window,
+				     (vmf->vma->vm_flags & VM_WRITE) &&
+				     cowsnap_tree_is_open(&region->tree, index));
+	if (!zero_page_has_room())
 		return -EFAULT;
 	cowsnap_stripe(region, index)->zero_mapped = true;
-	return insert_entry(vmf, page, false);
+	return insert_window(&window, false);
 }
 
 /*
@@ -180,8 +276,7 @@ static vm_fault_t region_fault(struct vm_fault *vmf)
 	struct cowsnap_stripe *stripe;
 	int err;
 
-	stripe = cowsnap_stripe(region, fault_index(region, vmf));
-	mutex_lock(&stripe->lock);
+	stripe = cowsnap_stripe_lock(region, fault_index(region, vmf));
 	stripe->counts.faults++;
 	if (beyond_end(vmf))
 		err = -EFAULT;
@@ -190,25 +285,52 @@ static vm_fault_t region_fault(struct vm_fault *vmf)
 	else
 		err = read_fault(region, vmf);
 	mutex_unlock(&stripe->lock);
-	return fault_error(err);
+	return fault_result(region, vmf, err);
 }
 
-/* Nothing in a snapshot ever changes, so the core may install what is there. */
+/*
+ * May the core map all of a snapshot's granule by one PMD?  It looks for that itself
+ * when it gets a page of a folio of that size, but 6.1 not at the region's end.
+ */
+static bool fits_pmd(struct window *window)
+{
+	return IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) &&
+	       window->nr << PAGE_SHIFT == PMD_SIZE &&
+	       IS_ALIGNED(window->addr, PMD_SIZE) &&
+	       pmd_none(READ_ONCE(*window->vmf->pmd));
+}
+
+/*
+ * Nothing in a snapshot ever changes, so the core may install what is there; which
+ * it has to for a private mapping that is written, and for a PMD.
+ */
 static vm_fault_t snapshot_fault(struct vm_fault *vmf)
 {
 	struct cowsnap_region *region = vmf->vma->vm_file->private_data;
+	bool write = vmf->flags & FAULT_FLAG_WRITE;
 	struct cowsnap_granule *granule;
-	struct page *page;
+	struct window window;
+	int err;
 
 	atomic64_inc(&region->snapshot_faults);
 	if (beyond_end(vmf))
-		return VM_FAULT_SIGBUS;
+		return fault_result(region, vmf, -EFAULT);
 	granule = cowsnap_tree_lookup(&region->tree, fault_index(region, vmf));
-	page = granule ? cowsnap_granule_page(granule) : get_zero_page();
-	if (!page)
-		return VM_FAULT_SIGBUS;
-	get_page(page);
-	vmf->page = page;
+	if (!granule && !zero_page_has_room())
+		return fault_result(region, vmf, -EFAULT);
+	window_init(&window, region, vmf, granule, UINT_MAX);
+	if (!write && window.nr > 1 && !(granule && fits_pmd(&window))) {
+		window_init(&window, region, vmf, granule, READ_WINDOW);
+		err = insert_window(&window, false);
+		return fault_result(region, vmf, err);
+	}
+	vmf->page = granule ?
+		    cowsnap_granule_page(granule,
+					 cowsnap_page_in_granule(region,
+								 vmf->pgoff)) :
+		    zero_page;
+	get_page(vmf->page);
+	fault_result(region, vmf, 0);
 	return 0;
 }
 

@@ -1,153 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * FORK.  cow.c has the argument for why its result is what the region held at
- * one instant.
+ * FORK and FORK_MANY: new members of a family, of images of others.
  */
+#include <linux/bsearch.h>
 #include <linux/file.h>
+#include <linux/sort.h>
 
 #include "cowsnap.h"
+#include "trace.h"
 
-/* Takes what is open out of all mappings. */
-static void zap_open(struct cowsnap_region *region)
+/* A member to be, which holds nothing yet. */
+static struct file *new_child(struct cowsnap_region *parent, bool readonly)
 {
-	u64 first = 0;
-	u64 nr = U64_MAX;
+	struct cowsnap_region *child;
+	struct file *file;
 
-	/* Entries are made under a stripe, in VMAs that are linked before. */
-	if (!mapping_mapped(region->inode->i_mapping))
-		return;
-	while (cowsnap_tree_next_open(&region->tree, &first, &nr)) {
-		cowsnap_region_zap(region, first, nr);
-		first += nr;
-		nr = U64_MAX;
-	}
-}
-
-/* Gives @child a granule of its own in place of one that it shares. */
-static int copy_for_child(struct cowsnap_region *parent,
-			  struct cowsnap_tree *child, u64 index,
-			  struct cowsnap_granule *granule)
-{
-	struct cowsnap_granule *copy;
-	struct cowsnap_node *leaf;
-
-	copy = cowsnap_granule_alloc(parent, granule);
-	if (IS_ERR(copy))
-		return PTR_ERR(copy);
-	leaf = cowsnap_tree_own(child, index);
-	if (!leaf) {
-		cowsnap_granule_release(parent, copy);
-		return -ENOMEM;
-	}
-	/* The parent's leaf still points to it: the child's was one more. */
-	cowsnap_granule_release(parent, cowsnap_leaf_store(leaf, index, copy));
-	cowsnap_tree_open(child, leaf, index);
-	return 0;
-}
-
-static int copy_pinned(struct cowsnap_region *parent,
-		       struct cowsnap_tree *child)
-{
-	u64 first = 0;
-	u64 nr = 1;
-
-	for (; cowsnap_tree_next_open(&parent->tree, &first, &nr); first++) {
-		struct cowsnap_granule *granule;
-		int err;
-
-		granule = cowsnap_tree_lookup(&parent->tree, first);
-		if (!cowsnap_granule_pinned(granule))
-			continue;
-		err = copy_for_child(parent, child, first, granule);
-		if (err)
-			return err;
-	}
-	return 0;
-}
-
-/*
- * What was copied for the child may be written through the parent still, so it
- * is open there from the start.  Needs no memory: all nodes on the path were the
- * parent's own before the fork, and the child has copied them.
- */
-static void keep_pinned(struct cowsnap_region *parent,
-			struct cowsnap_tree *child)
-{
-	u64 first = 0;
-	u64 nr = 1;
-
-	for (; cowsnap_tree_next_open(child, &first, &nr); first++) {
-		struct cowsnap_counts *counts;
-		struct cowsnap_node *leaf;
-
-		leaf = cowsnap_tree_own(&parent->tree, first);
-		if (WARN_ON_ONCE(!leaf))
-			continue;
-		cowsnap_leaf_set_dirty(leaf, first);
-		cowsnap_tree_open(&parent->tree, leaf, first);
-		counts = &cowsnap_stripe(parent, first)->counts;
-		counts->dirty++;
-		counts->open++;
-		counts->copies++;
-	}
-}
-
-/**
- * cowsnap_image_take() - take what a region holds at one instant
- * @image: to be made; cowsnap_image_destroy() lets go of it
- * @region: its fork_lock and all of its stripes are held
- *
- * Return: 0, -ENOSPC, -ENOMEM or -EHWPOISON; then there is no image, and nothing
- * has changed.
- */
-int cowsnap_image_take(struct cowsnap_image *image,
-		       struct cowsnap_region *region)
-{
-	unsigned int i;
-	int err;
-
-	/* A region without stripes has not changed since it was made. */
-	if (region->stripes) {
-		zap_open(region);
-		/* get_user_pages_fast() counts, and then looks for the entry. */
-		smp_mb();
-	}
-	cowsnap_tree_init(&image->tree, &region->family->account);
-	cowsnap_tree_share(&image->tree, &region->tree);
-	image->referenced = region->referenced;
-	image->length = i_size_read(region->inode);
-	if (!region->stripes)
-		return 0;
-
-	err = copy_pinned(region, &image->tree);
-	if (err) {
-		cowsnap_image_destroy(image);
-		return err;
-	}
-	cowsnap_tree_seal(&region->tree);
-	for (i = 0; i < COWSNAP_STRIPES; i++) {
-		struct cowsnap_counts *counts = &region->stripes[i].counts;
-
-		image->referenced += counts->referenced;
-		counts->dirty = 0;
-		counts->open = 0;
-	}
-	keep_pinned(region, &image->tree);
-	return 0;
-}
-
-void cowsnap_image_destroy(struct cowsnap_image *image)
-{
-	cowsnap_tree_destroy(&image->tree);
-}
-
-/* Gives a region that holds nothing what the image has. */
-static void image_give(struct cowsnap_image *image,
-		       struct cowsnap_region *region)
-{
-	cowsnap_tree_share(&region->tree, &image->tree);
-	region->referenced = image->referenced;
-	i_size_write(region->inode, image->length);
+	if (cowsnap_account_over(&parent->family->account))
+		return ERR_PTR(-ENOSPC);
+	file = cowsnap_region_new(parent->family, 0, readonly);
+	if (IS_ERR(file))
+		return file;
+	child = file->private_data;
+	child->parent_id = parent->id;
+	child->generation = parent->generation + 1;
+	return file;
 }
 
 /**
@@ -161,35 +37,189 @@ static void image_give(struct cowsnap_image *image,
  */
 struct file *cowsnap_region_fork(struct cowsnap_region *parent, bool readonly)
 {
-	struct cowsnap_region *child;
 	struct cowsnap_image image;
 	struct file *file;
 	int err;
 
-	if (cowsnap_account_over(&parent->family->account))
-		return ERR_PTR(-ENOSPC);
-	file = cowsnap_region_new(parent->family, 0, readonly);
+	file = new_child(parent, readonly);
 	if (IS_ERR(file))
 		return file;
-	child = file->private_data;
-	child->parent_id = parent->id;
-	child->generation = parent->generation + 1;
-
-	err = -ERESTARTSYS;
-	if (mutex_lock_interruptible(&parent->fork_lock))
-		goto err_put_file;
-	cowsnap_region_lock_all(parent);
+	if (mutex_lock_interruptible(&parent->fork_lock)) {
+		fput(file);
+		return ERR_PTR(-ERESTARTSYS);
+	}
 	cowsnap_region_protect_first(parent);
-	err = cowsnap_image_take(&image, parent);
-	cowsnap_region_unlock_all(parent);
+	cowsnap_region_stop(parent);
+	err = cowsnap_image_begin(&image, parent);
+	if (!err)
+		cowsnap_image_commit(&image, parent);
+	cowsnap_region_resume(parent);
 	mutex_unlock(&parent->fork_lock);
-	if (err)
-		goto err_put_file;
-	image_give(&image, child);
+	if (err) {
+		fput(file);
+		return ERR_PTR(err);
+	}
+	cowsnap_image_give(&image, file->private_data);
 	cowsnap_image_destroy(&image);
+	trace_cowsnap_fork(parent, file->private_data);
 	return file;
+}
 
-err_put_file:
-	fput(file);
-	return ERR_PTR(err);
+/**
+ * struct many - the regions that one FORK_MANY forks, each once
+ * @lock: nobody else has it: what to tell lockdep that many locks of one class are
+ *	taken under, whose order is seen to
+ * @nr: how many
+ * @one: by their ids, which is the order to lock them in
+ */
+struct many {
+	struct mutex lock;
+	unsigned int nr;
+	struct one {
+		struct cowsnap_region *region;
+		struct cowsnap_image image;
+	} one[];
+};
+
+static int compare_ids(const void *a, const void *b)
+{
+	u64 x = ((const struct one *)a)->region->id;
+	u64 y = ((const struct one *)b)->region->id;
+
+	return x < y ? -1 : x > y;
+}
+
+static struct many *many_of(const struct cowsnap_fork_job *jobs,
+			    unsigned int nr)
+{
+	struct many *many;
+	unsigned int i;
+
+	many = kvzalloc(struct_size(many, one, nr), GFP_KERNEL_ACCOUNT);
+	if (!many)
+		return NULL;
+	mutex_init(&many->lock);
+	for (i = 0; i < nr; i++)
+		many->one[i].region = jobs[i].parent->private_data;
+	sort(many->one, nr, sizeof(many->one[0]), compare_ids, NULL);
+	for (i = 0; i < nr; i++) {
+		if (!i || many->one[many->nr - 1].region != many->one[i].region)
+			many->one[many->nr++].region = many->one[i].region;
+	}
+	return many;
+}
+
+static void lock_many(struct many *many)
+{
+	unsigned int i;
+
+	mutex_lock(&many->lock);
+	for (i = 0; i < many->nr; i++)
+		mutex_lock_nest_lock(&many->one[i].region->fork_lock,
+				     &many->lock);
+}
+
+static void unlock_many(struct many *many)
+{
+	unsigned int i;
+
+	for (i = 0; i < many->nr; i++)
+		mutex_unlock(&many->one[i].region->fork_lock);
+	mutex_unlock(&many->lock);
+}
+
+/*
+ * Takes the images of all, or none.  The instant is when the last of them is
+ * begun: from then on until the first region is resumed nobody can store to any.
+ */
+static int take_many(struct many *many)
+{
+	unsigned int begun = 0;
+	unsigned int i;
+	int err = 0;
+
+	for (i = 0; i < many->nr; i++)
+		cowsnap_region_protect_first(many->one[i].region);
+	for (i = 0; i < many->nr; i++)
+		cowsnap_region_stop(many->one[i].region);
+	while (begun < many->nr) {
+		struct one *one = &many->one[begun];
+
+		err = cowsnap_image_begin(&one->image, one->region);
+		if (err)
+			break;
+		begun++;
+	}
+	for (i = 0; i < begun; i++) {
+		struct one *one = &many->one[i];
+
+		if (err)
+			cowsnap_image_destroy(&one->image);
+		else
+			cowsnap_image_commit(&one->image, one->region);
+	}
+	for (i = 0; i < many->nr; i++)
+		cowsnap_region_resume(many->one[i].region);
+	return err;
+}
+
+/* Gives each child the image of its parent, and lets go of the images. */
+static void give_many(struct many *many, struct cowsnap_fork_job *jobs,
+		      unsigned int nr)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr; i++) {
+		struct cowsnap_region *child = jobs[i].child->private_data;
+		struct one key = { .region = jobs[i].parent->private_data };
+		struct one *one = bsearch(&key, many->one, many->nr,
+					  sizeof(key), compare_ids);
+
+		cowsnap_image_give(&one->image, child);
+		trace_cowsnap_fork(key.region, child);
+	}
+	for (i = 0; i < many->nr; i++)
+		cowsnap_image_destroy(&many->one[i].image);
+}
+
+/**
+ * cowsnap_fork_many() - fork regions, all at one instant
+ * @jobs: what to fork; the same region may stand in several
+ * @nr: how many jobs there are
+ *
+ * Return: 0; as cowsnap_region_fork(), but not for a signal; then no child is
+ * there.
+ */
+int cowsnap_fork_many(struct cowsnap_fork_job *jobs, unsigned int nr)
+{
+	struct many *many = many_of(jobs, nr);
+	unsigned int made = 0;
+	int err = 0;
+
+	if (!many)
+		return -ENOMEM;
+	for (; made < nr; made++) {
+		struct file *child = new_child(jobs[made].parent->private_data,
+					       jobs[made].readonly);
+
+		if (IS_ERR(child)) {
+			err = PTR_ERR(child);
+			break;
+		}
+		jobs[made].child = child;
+	}
+	if (!err) {
+		lock_many(many);
+		err = take_many(many);
+		unlock_many(many);
+	}
+	if (!err)
+		give_many(many, jobs, nr);
+	while (err && made) {
+		fput(jobs[--made].child);
+		jobs[made].child = NULL;
+	}
+	mutex_destroy(&many->lock);
+	kvfree(many);
+	return err;
 }

@@ -2,16 +2,16 @@
 /*
  * The granule: the unit of sharing and copying.
  *
- * A granule is a struct page that the module allocated.  Two counts describe
- * who has it:
+ * A granule is the first of the pages that the module allocated for it (pages.h has
+ * the others).  Two counts describe who has it:
  *
- * - page->private counts the tree leaves that point to it.  It says whether a
- *   granule is shared between members of a family, exactly, whatever the core
- *   does with the page meanwhile.  No leaf, no granule.
- * - The page's reference count is one for all the leaves together, one for
+ * - page->private of the first page counts the tree leaves that point to it.  It
+ *   says whether a granule is shared between members of a family, exactly, whatever
+ *   the core does with the pages meanwhile.  No leaf, no granule.
+ * - The reference count of each folio is one for all the leaves together, one for
  *   each page-table entry, and one for each holder that came through
- *   get_user_pages() or read(2).  A page that is still referenced when the last
- *   leaf lets go lives on for that holder and is not a granule any more.
+ *   get_user_pages() or read(2).  A folio that is still referenced when the last
+ *   leaf lets go lives on for that holder and is not part of a granule any more.
  */
 #ifndef _COWSNAP_GRANULE_H
 #define _COWSNAP_GRANULE_H
@@ -21,7 +21,7 @@
 
 struct cowsnap_granule;
 
-static inline struct page *cowsnap_granule_page(struct cowsnap_granule *granule)
+static inline struct page *cowsnap_granule_head(struct cowsnap_granule *granule)
 {
 	return (struct page *)granule;
 }
@@ -30,18 +30,20 @@ static inline atomic_long_t *
 __cowsnap_granule_leaves(struct cowsnap_granule *granule)
 {
 	BUILD_BUG_ON(sizeof(atomic_long_t) !=
-		     sizeof(cowsnap_granule_page(granule)->private));
-	return (atomic_long_t *)&cowsnap_granule_page(granule)->private;
+		     sizeof(cowsnap_granule_head(granule)->private));
+	return (atomic_long_t *)&cowsnap_granule_head(granule)->private;
 }
 
-/* Makes a granule of a page; the caller's reference becomes the first leaf's. */
-static inline struct cowsnap_granule *cowsnap_granule_init(struct page *page)
+/* Makes a granule of pages; the caller's references become the first leaf's. */
+static inline struct cowsnap_granule *cowsnap_granule_init(struct page *head)
 {
-	struct cowsnap_granule *granule = (struct cowsnap_granule *)page;
+	struct cowsnap_granule *granule = (struct cowsnap_granule *)head;
 
 	atomic_long_set(__cowsnap_granule_leaves(granule), 1);
 	return granule;
 }
+
+void __cowsnap_granule_free(struct cowsnap_granule *granule);
 
 /* One more leaf points to @granule; the caller knows of another that does. */
 static inline void cowsnap_granule_get(struct cowsnap_granule *granule)
@@ -54,7 +56,7 @@ static inline bool cowsnap_granule_put(struct cowsnap_granule *granule)
 {
 	if (!atomic_long_dec_and_test(__cowsnap_granule_leaves(granule)))
 		return false;
-	put_page(cowsnap_granule_page(granule));
+	__cowsnap_granule_free(granule);
 	return true;
 }
 

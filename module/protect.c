@@ -2,7 +2,7 @@
 /*
  * Closing granules, so that a fork need not: PREPARE, and the first pass of FORK.
  *
- * Goes over what is open a little at a time, with all stripes held for as long as
+ * Goes over what is open a little at a time, with the region stopped for as long as
  * that takes, and changes nothing that anyone sees: a store to a closed granule
  * faults once and opens it again, without a copy, because it is dirty.
  */
@@ -10,12 +10,17 @@
 
 #include "cowsnap.h"
 
-/* How many granules are closed while the writers wait: 300,000 instructions. */
+/* How many pages are closed while the writers wait: 300,000 instructions. */
 #define PROTECT_AT_ONCE	512
+
+static u64 protect_at_once(struct cowsnap_region *region)
+{
+	return max(PROTECT_AT_ONCE / cowsnap_granule_pages(region), 1U);
+}
 
 /**
  * cowsnap_granule_pinned() - may a dirty granule be written without a mapping?
- * @granule: of a region whose stripes are all held, and zapped there
+ * @granule: of a region that is stopped, and zapped there
  *
  * The count is exact: the granule is in one leaf, and no mapping is left.
  *
@@ -24,7 +29,7 @@
  */
 bool cowsnap_granule_pinned(struct cowsnap_granule *granule)
 {
-	return page_ref_count(cowsnap_granule_page(granule)) != 1;
+	return cowsnap_granule_references(granule);
 }
 
 /* Closes those of the open granules [@first, @first + @nr) that are not pinned. */
@@ -80,28 +85,31 @@ static u64 count_open(struct cowsnap_region *region)
 	unsigned int i;
 
 	for (i = 0; i < COWSNAP_STRIPES; i++)
-		open += region->stripes[i].counts.open;
-	return open;
+		/* Exact while the region is stopped, a guess otherwise. */
+		open += data_race(region->stripes[i].counts.open);
+	return max(open, 0LL);
 }
 
 /**
  * cowsnap_region_protect_first() - take work out of what is to come
- * @region: all of its stripes are held, and are when this returns
+ * @region: its fork_lock is held; not stopped
  *
  * Goes over the region once while its writers go on, if there is much to do.
  */
 void cowsnap_region_protect_first(struct cowsnap_region *region)
 {
+	u64 most = protect_at_once(region);
 	u64 next = 0;
+	u64 done;
 
-	if (!region->stripes || count_open(region) <= PROTECT_AT_ONCE)
+	if (!region->stripes || count_open(region) <= most)
 		return;
-	while (protect_some(region, &next, PROTECT_AT_ONCE) ==
-	       PROTECT_AT_ONCE) {
-		cowsnap_region_unlock_all(region);
+	do {
+		cowsnap_region_stop(region);
+		done = protect_some(region, &next, most);
+		cowsnap_region_resume(region);
 		cond_resched();
-		cowsnap_region_lock_all(region);
-	}
+	} while (done == most);
 }
 
 /**
@@ -125,11 +133,11 @@ int cowsnap_region_prepare(struct cowsnap_region *region, u64 budget,
 	if (mutex_lock_interruptible(&region->fork_lock))
 		return -ERESTARTSYS;
 	while (region->stripes && ends < 2) {
-		asked = min_not_zero(budget, (u64)PROTECT_AT_ONCE);
-		cowsnap_region_lock_all(region);
+		asked = min_not_zero(budget, protect_at_once(region));
+		cowsnap_region_stop(region);
 		done = protect_some(region, &region->prepare_next, asked);
 		*left = count_open(region);
-		cowsnap_region_unlock_all(region);
+		cowsnap_region_resume(region);
 		if (done < asked) {
 			region->prepare_next = 0;
 			ends++;

@@ -3,13 +3,16 @@
  * The life of a region: its inode, its file, its stripes.
  */
 #include <linux/file.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mount.h>
 #include <linux/pseudo_fs.h>
 #include <linux/slab.h>
+#include <linux/wait_bit.h>
 
 #include "compat.h"
 #include "cowsnap.h"
+#include "trace.h"
 
 #define COWSNAP_FS_MAGIC	0x434f5753	/* "COWS" */
 
@@ -65,6 +68,7 @@ static void region_free(struct cowsnap_region *region)
 	struct cowsnap_family *family = region->family;
 	unsigned int i;
 
+	trace_cowsnap_close(region);
 	cowsnap_tree_destroy(&region->tree);
 	if (region->stripes) {
 		for (i = 0; i < COWSNAP_STRIPES; i++)
@@ -246,26 +250,61 @@ int cowsnap_region_activate(struct cowsnap_region *region)
 	return 0;
 }
 
-/*
- * Stops everybody who could change what the region holds or how it is mapped:
- * nobody could, when there are no stripes.
+/**
+ * cowsnap_stripe_lock() - lock the stripe of an index
+ * @region: the region, activated; not stopped by the caller
+ * @index: the granule
+ *
+ * Return: the stripe; mutex_unlock() its lock.
  */
-void cowsnap_region_lock_all(struct cowsnap_region *region)
+struct cowsnap_stripe *cowsnap_stripe_lock(struct cowsnap_region *region,
+					   u64 index)
+{
+	struct cowsnap_stripe *stripe = cowsnap_stripe(region, index);
+
+	for (;;) {
+		mutex_lock(&stripe->lock);
+		/* Pairs with cowsnap_region_resume(). */
+		if (likely(!smp_load_acquire(&region->stopped)))
+			return stripe;
+		mutex_unlock(&stripe->lock);
+		might_lock(&region->fork_lock);
+		wait_var_event(&region->stopped, !READ_ONCE(region->stopped));
+	}
+}
+
+/**
+ * cowsnap_region_stop() - stop whoever could change what a region holds
+ * @region: its fork_lock is held, until it is resumed
+ *
+ * When it returns nobody is in a stripe, or gets into one, and so the contents and
+ * the mappings change through the caller alone.  Who comes waits.  Regions without
+ * stripes have nobody who could.
+ */
+void cowsnap_region_stop(struct cowsnap_region *region)
 {
 	unsigned int i;
 
 	lockdep_assert_held(&region->fork_lock);
-	for (i = 0; region->stripes && i < COWSNAP_STRIPES; i++)
-		mutex_lock_nest_lock(&region->stripes[i].lock,
-				     &region->fork_lock);
+	if (!region->stripes)
+		return;
+	WRITE_ONCE(region->stopped, true);
+	for (i = 0; i < COWSNAP_STRIPES; i++) {
+		/* Who is in leaves; who takes it after this sees the flag. */
+		mutex_lock(&region->stripes[i].lock);
+		mutex_unlock(&region->stripes[i].lock);
+	}
 }
 
-void cowsnap_region_unlock_all(struct cowsnap_region *region)
+void cowsnap_region_resume(struct cowsnap_region *region)
 {
-	unsigned int i;
-
-	for (i = 0; region->stripes && i < COWSNAP_STRIPES; i++)
-		mutex_unlock(&region->stripes[i].lock);
+	if (!region->stripes)
+		return;
+	/* Pairs with cowsnap_stripe_lock(): who gets in sees what was done. */
+	smp_store_release(&region->stopped, false);
+	/* Between that and the look at who waits. */
+	smp_mb();
+	wake_up_var(&region->stopped);
 }
 
 const struct file_operations cowsnap_region_fops = {
@@ -276,7 +315,9 @@ const struct file_operations cowsnap_region_fops = {
 	.splice_read = cowsnap_splice_read,
 	.splice_write = iter_file_splice_write,
 	.fsync = noop_fsync,
+	.fallocate = cowsnap_region_fallocate,
 	.mmap = cowsnap_region_mmap,
+	.get_unmapped_area = thp_get_unmapped_area,
 	.unlocked_ioctl = cowsnap_region_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,
 	.show_fdinfo = cowsnap_region_show_fdinfo,

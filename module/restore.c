@@ -3,16 +3,14 @@
  * RESTORE: make a region hold what another member of its family holds.
  *
  * Takes an image of the source as FORK does and exchanges it for what the region
- * holds, with the stripes of both held.  Only entries of granules that the two do
+ * holds, with both stopped.  Only entries of granules that the two do
  * not share are zapped, which all entries of open granules are among: the rest
  * stays mapped, and nothing faults again that did not change.
  */
 #include "cowsnap.h"
+#include "trace.h"
 
-/*
- * The lower id's first.  Who has both may take the stripes in any order: whoever
- * else takes more than one has the fork_lock for it.
- */
+/* The lower id's first, as who locks more than one does everywhere. */
 static int lock_both(struct cowsnap_region *region,
 		     struct cowsnap_region *source)
 {
@@ -35,7 +33,6 @@ static int lock_both(struct cowsnap_region *region,
 static u64 zap_changed(struct cowsnap_region *region,
 		       struct cowsnap_image *image)
 {
-	u64 end = DIV_ROUND_UP((u64)image->length, cowsnap_granule_size(region));
 	u64 changed = 0;
 	u64 start = 0;
 	u64 run = 0;
@@ -59,7 +56,9 @@ static u64 zap_changed(struct cowsnap_region *region,
 		cowsnap_region_zap(region, start, run);
 	/* And the zero page where there is nothing any more, not even a hole. */
 	if (image->length < i_size_read(region->inode))
-		cowsnap_region_zap(region, end, 0);
+		cowsnap_region_zap_pages(region,
+					 DIV_ROUND_UP((u64)image->length,
+						      PAGE_SIZE), 0);
 	return changed;
 }
 
@@ -114,21 +113,24 @@ int cowsnap_region_restore(struct cowsnap_region *region,
 	err = lock_both(region, source);
 	if (err)
 		goto out_unlock_inode;
-	cowsnap_region_lock_all(source);
 	cowsnap_region_protect_first(source);
-	err = cowsnap_image_take(&image, source);
+	cowsnap_region_stop(source);
+	err = cowsnap_image_begin(&image, source);
 	if (!err) {
-		cowsnap_region_lock_all(region);
+		cowsnap_image_commit(&image, source);
+		cowsnap_region_stop(region);
 		*changed = zap_changed(region, &image) <<
 			   cowsnap_granule_shift(region);
 		exchange(region, &image);
-		cowsnap_region_unlock_all(region);
+		cowsnap_region_resume(region);
 	}
-	cowsnap_region_unlock_all(source);
+	cowsnap_region_resume(source);
 	mutex_unlock(&source->fork_lock);
 	mutex_unlock(&region->fork_lock);
-	if (!err)
+	if (!err) {
+		trace_cowsnap_restore(region, source, *changed);
 		cowsnap_image_destroy(&image);
+	}
 out_unlock_inode:
 	up_write(&region->inode->i_rwsem);
 	return err;

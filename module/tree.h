@@ -21,7 +21,8 @@
  * Locking.  The caller divides the indices into classes, each a union of
  * aligned blocks of COWSNAP_LEAF_SLOTS indices, and holds the class's lock
  * where "class lock" is said below: a leaf belongs to one class and what it
- * holds is stable under that lock.  tree->lock protects which nodes hang where;
+ * holds is stable under that lock.  Who has seen to it that nobody holds one, and
+ * nobody gets one, holds all of them.  tree->lock protects which nodes hang where;
  * tree.c takes it inside the class lock.  Interior nodes are read under RCU.
  * A tree that nobody changes any more (a snapshot's) needs no lock to be read.
  */

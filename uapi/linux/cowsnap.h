@@ -41,6 +41,7 @@
 /* On /dev/cowsnap */
 #define COWSNAP_IOC_QUERY	_IO(COWSNAP_IOC_MAGIC, 0x00)
 #define COWSNAP_IOC_CREATE	_IO(COWSNAP_IOC_MAGIC, 0x01)
+#define COWSNAP_IOC_FORK_MANY	_IO(COWSNAP_IOC_MAGIC, 0x02)
 
 /* On a region */
 #define COWSNAP_IOC_FORK	_IO(COWSNAP_IOC_MAGIC, 0x10)
@@ -145,6 +146,53 @@ struct cowsnap_fork {
 	__u32 flags;
 	__s32 fd;
 	__u32 __reserved;
+};
+
+/**
+ * struct cowsnap_fork_entry - one of the forks that FORK_MANY makes
+ *
+ * @region_fd: the region to fork; it may stand in several entries
+ * @flags: COWSNAP_FORK_F_* bits
+ * @fd: out, the new member of the region's family
+ * @__reserved: must be 0
+ */
+struct cowsnap_fork_entry {
+	__s32 region_fd;
+	__u32 flags;
+	__s32 fd;
+	__u32 __reserved;
+};
+
+/** define COWSNAP_FORK_MANY_MAX - the most forks that one FORK_MANY makes */
+#define COWSNAP_FORK_MANY_MAX	1024
+
+/**
+ * struct cowsnap_fork_many - fork many regions at one instant, or one region
+ * many times (COWSNAP_IOC_FORK_MANY)
+ *
+ * @size: sizeof(struct cowsnap_fork_many)
+ * @flags: must be 0
+ * @count: entries, 1 to COWSNAP_FORK_MANY_MAX
+ * @__reserved: must be 0
+ * @entries: a pointer to an array of struct cowsnap_fork_entry; the regions may
+ *	be of different families
+ *
+ * As FORK, but the instant is the same one for all regions: what was stored to
+ * one of them after a store to another is not in its fork without the other being
+ * in the other's.  Either all forks are made or none is.
+ *
+ * Errors: those of FORK for any of the regions, but a signal is not looked at
+ * while other operations on the regions keep the call waiting; EINVAL when @count
+ * is out of range, or an entry has an unknown flag or a @__reserved that is not 0;
+ * EBADF when a @region_fd is no descriptor, EINVAL when it is no region; EFAULT
+ * when the entries cannot be read or written; and those of the calling convention.
+ */
+struct cowsnap_fork_many {
+	__u32 size;
+	__u32 flags;
+	__u32 count;
+	__u32 __reserved;
+	__aligned_u64 entries;
 };
 
 /**

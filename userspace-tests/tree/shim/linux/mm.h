@@ -3,15 +3,10 @@
 #ifndef _SHIM_LINUX_MM_H
 #define _SHIM_LINUX_MM_H
 
-#include <linux/refcount.h>
-
 /* @content stands for the bytes of the page. */
 struct page {
 	unsigned long private;
-	refcount_t refs;
 	u64 content;
 };
-
-void put_page(struct page *page);
 
 #endif

@@ -12,16 +12,15 @@ struct cowsnap_granule *shim_granule_new(u64 content)
 
 	if (!page)
 		abort();
-	refcount_set(&page->refs, 1);
 	page->content = content;
 	atomic_long_inc(&live_pages);
 	return cowsnap_granule_init(page);
 }
 
-void put_page(struct page *page)
+void __cowsnap_granule_free(struct cowsnap_granule *granule)
 {
-	if (!refcount_dec_and_test(&page->refs))
-		return;
+	struct page *page = cowsnap_granule_head(granule);
+
 	WARN_ON_ONCE(page->private);
 	atomic_long_sub(1, &live_pages);
 	free(page);
@@ -29,12 +28,12 @@ void put_page(struct page *page)
 
 u64 shim_granule_content(struct cowsnap_granule *granule)
 {
-	return cowsnap_granule_page(granule)->content;
+	return cowsnap_granule_head(granule)->content;
 }
 
 void shim_granule_write(struct cowsnap_granule *granule, u64 content)
 {
-	cowsnap_granule_page(granule)->content = content;
+	cowsnap_granule_head(granule)->content = content;
 }
 
 bool shim_granule_put(struct cowsnap_granule *granule)

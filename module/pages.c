@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The pages of a granule: where they come from, what is in them, who refers to them.
+ */
+#include <linux/highmem.h>
+#include <linux/mm.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "account.h"
+#include "pages.h"
+
+/*
+ * A large folio is a gift: what is at hand is taken, but nobody is made to wait for
+ * memory to be compacted.
+ */
+static struct folio *alloc_folio(unsigned int order, bool zero)
+{
+	gfp_t gfp = GFP_USER | __GFP_ACCOUNT | (zero ? __GFP_ZERO : 0);
+	struct folio *folio;
+
+	if (order)
+		gfp = (gfp & ~__GFP_DIRECT_RECLAIM) | __GFP_NOWARN;
+	folio = folio_alloc(gfp, order);
+	if (!folio)
+		return NULL;
+	folio->lru.next = NULL;
+	/* Before 6.5 a pipe that splice(2) put it in wants to know. */
+	folio_mark_uptodate(folio);
+	return folio;
+}
+
+static void free_pieces(struct cowsnap_pieces *pieces)
+{
+	unsigned int n = 0;
+
+	while (n < pieces->nr) {
+		struct folio *folio = page_folio(pieces->page[n]);
+
+		n += folio_nr_pages(folio);
+		folio_put(folio);
+	}
+	kvfree(pieces);
+}
+
+/* Puts a granule together of the largest folios below @order that there are. */
+static struct page *alloc_pieces(unsigned int order, bool zero)
+{
+	unsigned int all = 1U << order;
+	struct cowsnap_pieces *pieces;
+
+	pieces = kvzalloc(struct_size(pieces, page, all), GFP_KERNEL_ACCOUNT);
+	if (!pieces)
+		return NULL;
+	for (order--; pieces->nr < all;) {
+		struct folio *folio = alloc_folio(order, zero);
+		unsigned int n;
+
+		if (!folio && !order) {
+			free_pieces(pieces);
+			return NULL;
+		}
+		if (!folio) {
+			order--;
+			continue;
+		}
+		for (n = 0; n < 1U << order; n++)
+			pieces->page[pieces->nr++] = folio_page(folio, n);
+	}
+	page_folio(pieces->page[0])->lru.next = (void *)pieces;
+	return pieces->page[0];
+}
+
+static struct page *alloc_pages_for(unsigned int order, bool zero)
+{
+	struct folio *folio = alloc_folio(order, zero);
+
+	if (folio)
+		return folio_page(folio, 0);
+	return order ? alloc_pieces(order, zero) : NULL;
+}
+
+static int copy_pages(struct cowsnap_granule *to, struct cowsnap_granule *from,
+		      unsigned int nr)
+{
+	bool whole = !cowsnap_granule_pieces(to) &&
+		     !cowsnap_granule_pieces(from);
+	unsigned int step = whole ? nr : 1;
+	unsigned int n;
+
+	for (n = 0; n < nr; n += step) {
+		if (copy_mc_to_kernel(page_address(cowsnap_granule_page(to, n)),
+				      page_address(cowsnap_granule_page(from, n)),
+				      (size_t)step << PAGE_SHIFT))
+			return -EHWPOISON;
+	}
+	return 0;
+}
+
+/**
+ * cowsnap_granule_alloc() - make a granule
+ * @account: what it is charged to; the memory is charged to the memcg of the caller
+ *	besides
+ * @from: what to copy, NULL for zeroes
+ *
+ * Return: the granule, for a leaf or for cowsnap_granule_release();
+ * ERR_PTR(-ENOSPC) over a limit, ERR_PTR(-ENOMEM), or ERR_PTR(-EHWPOISON) when
+ * @from cannot be read.
+ */
+struct cowsnap_granule *cowsnap_granule_alloc(struct cowsnap_account *account,
+					      struct cowsnap_granule *from)
+{
+	unsigned int order = account->granule_shift - PAGE_SHIFT;
+	struct cowsnap_granule *granule;
+	struct page *head;
+	int err;
+
+	err = cowsnap_account_charge(account, 1);
+	if (err)
+		return ERR_PTR(err);
+	head = alloc_pages_for(order, !from);
+	if (!head) {
+		cowsnap_account_uncharge(account, 1);
+		return ERR_PTR(-ENOMEM);
+	}
+	granule = cowsnap_granule_init(head);
+	err = from ? copy_pages(granule, from, 1U << order) : 0;
+	if (err) {
+		cowsnap_granule_release(account, granule);
+		return ERR_PTR(err);
+	}
+	return granule;
+}
+
+/* No leaf points to it any more. */
+void __cowsnap_granule_free(struct cowsnap_granule *granule)
+{
+	struct cowsnap_pieces *pieces = cowsnap_granule_pieces(granule);
+
+	if (unlikely(pieces))
+		free_pieces(pieces);
+	else
+		folio_put(cowsnap_granule_folio(granule));
+}
+
+/* Drops a leaf's, or a not yet stored, reference. */
+void cowsnap_granule_release(struct cowsnap_account *account,
+			     struct cowsnap_granule *granule)
+{
+	if (cowsnap_granule_put(granule))
+		cowsnap_account_uncharge(account, 1);
+}
+
+/* The sum of what @count says of each folio. */
+long cowsnap_pieces_sum(struct cowsnap_pieces *pieces,
+			long (*count)(struct folio *folio))
+{
+	unsigned int n = 0;
+	long sum = 0;
+
+	while (n < pieces->nr) {
+		struct folio *folio = page_folio(pieces->page[n]);
+
+		n += folio_nr_pages(folio);
+		sum += count(folio);
+	}
+	return sum;
+}
+
+/* Is @page in one of the folios that make up @granule? */
+bool cowsnap_granule_has(struct cowsnap_granule *granule, struct page *page)
+{
+	struct cowsnap_pieces *pieces = cowsnap_granule_pieces(granule);
+	unsigned int n;
+
+	for (n = 0; pieces && n < pieces->nr; n++) {
+		if (page_folio(page) == page_folio(pieces->page[n]))
+			return true;
+	}
+	return !pieces && page_folio(page) == cowsnap_granule_folio(granule);
+}
+
+/* Zeroes the bytes [@from, @to) of a granule that may be written. */
+void cowsnap_granule_zero(struct cowsnap_granule *granule, size_t from,
+			  size_t to)
+{
+	while (from < to) {
+		struct page *page = cowsnap_granule_page(granule,
+							 from >> PAGE_SHIFT);
+		size_t bytes = min(to - from,
+				   PAGE_SIZE - offset_in_page(from));
+
+		memset(page_address(page) + offset_in_page(from), 0, bytes);
+		flush_dcache_page(page);
+		from += bytes;
+	}
+}
