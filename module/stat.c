@@ -108,6 +108,10 @@ void cowsnap_region_show_fdinfo(struct seq_file *seq, struct file *file)
 	seq_printf(seq, "cowsnap-id:\t%llu\n", stat.id);
 	seq_printf(seq, "cowsnap-parent:\t%llu\n", stat.parent_id);
 	seq_printf(seq, "cowsnap-family:\t%llu\n", stat.family_id);
+	/* A line of its own, whatever the user put into it. */
+	seq_puts(seq, "cowsnap-name:\t");
+	seq_escape(seq, region->family->name, "\n\\");
+	seq_puts(seq, "\n");
 	seq_printf(seq, "cowsnap-readonly:\t%u\n", region->readonly);
 	seq_printf(seq, "cowsnap-generation:\t%llu\n", stat.generation);
 	seq_printf(seq, "cowsnap-length:\t%llu\n", stat.length);

@@ -747,7 +747,7 @@ TEST_F(region_file, is_read_into_its_own_mapping)
 
 TEST_F(region_file, fdinfo_tells_what_stat_tells)
 {
-	const region parent = dev.create_pages(16);
+	const region parent = dev.create(16 * page_size, 0, "two\nlines");
 	const mapping map = parent.map();
 
 	map.store(0, 1);
@@ -764,7 +764,7 @@ TEST_F(region_file, fdinfo_tells_what_stat_tells)
 	for (const region *member : {&parent, &child, &snapshot}) {
 		std::ifstream file("/proc/self/fdinfo/" +
 				   std::to_string(member->fd()));
-		std::map<std::string, std::uint64_t> lines;
+		std::map<std::string, std::string> lines;
 		std::string line;
 		const cowsnap_stat stat = member->stat();
 
@@ -774,27 +774,33 @@ TEST_F(region_file, fdinfo_tells_what_stat_tells)
 			if (line.starts_with("cowsnap-")) {
 				ASSERT_NE(colon, std::string::npos) << line;
 				lines[line.substr(8, colon - 8)] =
-					std::stoull(line.substr(colon + 2));
+					line.substr(colon + 2);
 			}
 		}
-		EXPECT_EQ(lines, (std::map<std::string, std::uint64_t>{
-					 {"id", stat.id},
-					 {"parent", stat.parent_id},
-					 {"family", stat.family_id},
-					 {"length", stat.length},
-					 {"granule", 1ull << stat.granule_shift},
-					 {"referenced", stat.referenced},
-					 {"exclusive", stat.exclusive},
-					 {"dirty", stat.dirty},
-					 {"generation", stat.generation},
+		const auto text = [](std::uint64_t value) {
+			return std::to_string(value);
+		};
+
+		EXPECT_EQ(lines, (std::map<std::string, std::string>{
+					 {"id", text(stat.id)},
+					 {"parent", text(stat.parent_id)},
+					 {"family", text(stat.family_id)},
+					 {"name", "two\\012lines"},
+					 {"length", text(stat.length)},
+					 {"granule", text(1u << stat.granule_shift)},
+					 {"referenced", text(stat.referenced)},
+					 {"exclusive", text(stat.exclusive)},
+					 {"dirty", text(stat.dirty)},
+					 {"generation", text(stat.generation)},
 					 {"readonly",
-					  stat.state & COWSNAP_STAT_F_READONLY},
-					 {"forks", stat.forks},
-					 {"faults", stat.faults},
-					 {"copies", stat.copies},
-					 {"reuses", stat.reuses},
-					 {"zero-fills", stat.zero_fills},
-					 {"bytes-copied", stat.bytes_copied},
+					  text(stat.state &
+					       COWSNAP_STAT_F_READONLY)},
+					 {"forks", text(stat.forks)},
+					 {"faults", text(stat.faults)},
+					 {"copies", text(stat.copies)},
+					 {"reuses", text(stat.reuses)},
+					 {"zero-fills", text(stat.zero_fills)},
+					 {"bytes-copied", text(stat.bytes_copied)},
 				 }));
 	}
 }
