@@ -860,6 +860,31 @@ bool cowsnap_tree_next_open(struct cowsnap_tree *tree, u64 *first, u64 *nr)
 	return found;
 }
 
+/*
+ * The first leaf at or after *@index that only this tree reaches, and where it
+ * begins, if that is larger.  The leaf itself may be looked at under its class lock.
+ */
+static struct cowsnap_node *exclusive_leaf(struct cowsnap_tree *tree,
+					   u64 *index)
+{
+	struct cowsnap_node *leaf;
+	unsigned long begin;
+	bool again;
+	u64 at;
+
+	do {
+		cond_resched();
+		rcu_read_lock();
+		begin = walk_begin(tree);
+		at = *index;
+		leaf = walk_to_leaf(tree, &at, WALK_EXCLUSIVE);
+		again = walk_again(tree, begin);
+		rcu_read_unlock();
+	} while (again);
+	*index = at;
+	return leaf;
+}
+
 /**
  * cowsnap_tree_next_exclusive() - find a leaf that only this tree reaches
  * @tree: the tree; no lock is needed, but it must not be forked meanwhile
@@ -869,21 +894,7 @@ bool cowsnap_tree_next_open(struct cowsnap_tree *tree, u64 *first, u64 *nr)
  */
 bool cowsnap_tree_next_exclusive(struct cowsnap_tree *tree, u64 *index)
 {
-	unsigned long begin;
-	bool found, again;
-	u64 at;
-
-	do {
-		cond_resched();
-		rcu_read_lock();
-		begin = walk_begin(tree);
-		at = *index;
-		found = walk_to_leaf(tree, &at, WALK_EXCLUSIVE);
-		again = walk_again(tree, begin);
-		rcu_read_unlock();
-	} while (again);
-	*index = at;
-	return found;
+	return exclusive_leaf(tree, index);
 }
 
 /**
@@ -896,17 +907,11 @@ bool cowsnap_tree_next_exclusive(struct cowsnap_tree *tree, u64 *index)
 unsigned int cowsnap_tree_leaf_exclusive(struct cowsnap_tree *tree, u64 index)
 {
 	struct cowsnap_node *leaf;
-	unsigned long begin, slot;
 	unsigned int nr = 0;
-	u64 at;
+	unsigned long slot;
+	u64 at = index;
 
-	rcu_read_lock();
-	do {
-		begin = walk_begin(tree);
-		at = index;
-		leaf = walk_to_leaf(tree, &at, WALK_EXCLUSIVE);
-	} while (walk_again(tree, begin));
-	rcu_read_unlock();
+	leaf = exclusive_leaf(tree, &at);
 	if (!leaf || at != index)
 		return 0;
 	/* The class lock keeps the leaf in this tree, and so as it is. */
