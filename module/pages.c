@@ -25,6 +25,8 @@ static struct folio *alloc_folio(unsigned int order, bool zero)
 	if (!folio)
 		return NULL;
 	folio->lru.next = NULL;
+	/* Of no file; from 6.12 on the core looks whether a PMD would go beyond it. */
+	folio->index = 0;
 	/* Before 6.5 a pipe that splice(2) put it in wants to know. */
 	folio_mark_uptodate(folio);
 	return folio;
