@@ -64,7 +64,8 @@ static inline pte_t cowsnap_pte_mkwrite(pte_t pte)
 
 /*
  * How many page-table entries map pages of a folio.  6.10 counts them in the folio;
- * before, each page had its count, and folio_mapcount() was not exported.
+ * before, each page had its count, which a PMD raised as well, so that it counts for
+ * too many; and folio_mapcount() was not exported.
  */
 static inline long cowsnap_folio_mapcount(struct folio *folio)
 {

@@ -205,6 +205,7 @@ struct cowsnap_image {
 };
 
 /* image.c */
+void cowsnap_region_freeze(struct cowsnap_region *region);
 int cowsnap_image_begin(struct cowsnap_image *image,
 			struct cowsnap_region *region);
 void cowsnap_image_commit(struct cowsnap_image *image,

@@ -290,26 +290,29 @@ static vm_fault_t region_fault(struct vm_fault *vmf)
 
 /*
  * May the core map all of a snapshot's granule by one PMD?  It looks for that itself
- * when it gets a page of a folio of that size, but 6.1 not at the region's end.
+ * when it gets a page of a folio of that size, but 6.1 not at the region's end.  The
+ * same for all faults on the addresses of one PMD.
  */
 static bool fits_pmd(struct window *window)
 {
-	return IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) &&
+	return IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) && window->granule &&
 	       window->nr << PAGE_SHIFT == PMD_SIZE &&
-	       IS_ALIGNED(window->addr, PMD_SIZE) &&
-	       pmd_none(READ_ONCE(*window->vmf->pmd));
+	       IS_ALIGNED(window->addr, PMD_SIZE);
 }
 
 /*
  * Nothing in a snapshot ever changes, so the core may install what is there; which
- * it has to for a private mapping that is written, and for a PMD.
+ * it has to for a private mapping that is written, and for a PMD.  Entries may be
+ * inserted where there is a page table, which stays one, or where there will be no
+ * PMD; not where another fault has made one since this one began.
  */
 static vm_fault_t snapshot_fault(struct vm_fault *vmf)
 {
 	struct cowsnap_region *region = vmf->vma->vm_file->private_data;
-	bool write = vmf->flags & FAULT_FLAG_WRITE;
+	bool read = !(vmf->flags & FAULT_FLAG_WRITE);
 	struct cowsnap_granule *granule;
 	struct window window;
+	pmd_t pmd;
 	int err;
 
 	atomic64_inc(&region->snapshot_faults);
@@ -319,7 +322,11 @@ static vm_fault_t snapshot_fault(struct vm_fault *vmf)
 	if (!granule && !zero_page_has_room())
 		return fault_result(region, vmf, -EFAULT);
 	window_init(&window, region, vmf, granule, UINT_MAX);
-	if (!write && window.nr > 1 && !(granule && fits_pmd(&window))) {
+	pmd = READ_ONCE(*vmf->pmd);
+	if (read && pmd_trans_huge(pmd))
+		return fault_result(region, vmf, -EBUSY);
+	if (read && cowsnap_granule_pages(region) > 1 &&
+	    !(pmd_none(pmd) && fits_pmd(&window))) {
 		window_init(&window, region, vmf, granule, READ_WINDOW);
 		err = insert_window(&window, false);
 		return fault_result(region, vmf, err);

@@ -49,7 +49,7 @@ struct file *cowsnap_region_fork(struct cowsnap_region *parent, bool readonly)
 		return ERR_PTR(-ERESTARTSYS);
 	}
 	cowsnap_region_protect_first(parent);
-	cowsnap_region_stop(parent);
+	cowsnap_region_freeze(parent);
 	err = cowsnap_image_begin(&image, parent);
 	if (!err)
 		cowsnap_image_commit(&image, parent);
@@ -129,8 +129,10 @@ static void unlock_many(struct many *many)
 }
 
 /*
- * Takes the images of all, or none.  The instant is when the last of them is
- * begun: from then on until the first region is resumed nobody can store to any.
+ * Takes the images of all, or none.  The instant is when the last of them is frozen:
+ * from then on until the first is resumed nobody can store to any.  Not before is
+ * it looked for pins: what was written through one before a store to a region that
+ * is not frozen yet has to be in its image, as that store is.
  */
 static int take_many(struct many *many)
 {
@@ -141,7 +143,7 @@ static int take_many(struct many *many)
 	for (i = 0; i < many->nr; i++)
 		cowsnap_region_protect_first(many->one[i].region);
 	for (i = 0; i < many->nr; i++)
-		cowsnap_region_stop(many->one[i].region);
+		cowsnap_region_freeze(many->one[i].region);
 	while (begun < many->nr) {
 		struct one *one = &many->one[begun];
 

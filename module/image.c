@@ -22,6 +22,24 @@ static void zap_open(struct cowsnap_region *region)
 	}
 }
 
+/**
+ * cowsnap_region_freeze() - let nobody store to a region
+ * @region: its fork_lock is held, until it is resumed
+ *
+ * Stops it and takes away what could be written without a fault.  What remains are
+ * pins, which an image sees to.
+ */
+void cowsnap_region_freeze(struct cowsnap_region *region)
+{
+	cowsnap_region_stop(region);
+	/* A region without stripes has not changed since it was made. */
+	if (!region->stripes)
+		return;
+	zap_open(region);
+	/* get_user_pages_fast() counts, and then looks for the entry. */
+	smp_mb();
+}
+
 /* Gives @child a granule of its own in place of one that it shares. */
 static int copy_for_child(struct cowsnap_region *parent,
 			  struct cowsnap_tree *child, u64 index,
@@ -92,7 +110,7 @@ static void keep_pinned(struct cowsnap_region *parent,
 /**
  * cowsnap_image_begin() - take what a region holds
  * @image: to be made
- * @region: stopped, and stays so until the image is committed, or destroyed
+ * @region: frozen, and stays so until the image is committed, or destroyed
  *
  * Return: 0, -ENOSPC, -ENOMEM or -EHWPOISON; then there is no image, and nothing
  * has changed.
@@ -103,12 +121,6 @@ int cowsnap_image_begin(struct cowsnap_image *image,
 	unsigned int i;
 	int err;
 
-	/* A region without stripes has not changed since it was made. */
-	if (region->stripes) {
-		zap_open(region);
-		/* get_user_pages_fast() counts, and then looks for the entry. */
-		smp_mb();
-	}
 	cowsnap_tree_init(&image->tree, &region->family->account);
 	cowsnap_tree_share(&image->tree, &region->tree);
 	image->referenced = region->referenced;
@@ -161,7 +173,7 @@ void cowsnap_image_give(struct cowsnap_image *image,
 
 /**
  * cowsnap_image_destroy() - let go of an image, and take the taking back
- * @image: begun or committed; what it was taken of need not be stopped when it was
+ * @image: begun or committed; what it was taken of need not be frozen when it was
  *	committed
  */
 void cowsnap_image_destroy(struct cowsnap_image *image)

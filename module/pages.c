@@ -5,6 +5,7 @@
 #include <linux/highmem.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
+#include <linux/string.h>
 #include <linux/uaccess.h>
 
 #include "account.h"
@@ -182,18 +183,40 @@ bool cowsnap_granule_has(struct cowsnap_granule *granule, struct page *page)
 	return !pieces && page_folio(page) == cowsnap_granule_folio(granule);
 }
 
+/* The bytes [@from, ...) of a granule, up to @to or the end of their page. */
+static void *part_of_page(struct cowsnap_granule *granule, size_t from,
+			  size_t to, size_t *bytes)
+{
+	struct page *page = cowsnap_granule_page(granule, from >> PAGE_SHIFT);
+
+	*bytes = min(to - from, PAGE_SIZE - offset_in_page(from));
+	return page_address(page) + offset_in_page(from);
+}
+
 /* Zeroes the bytes [@from, @to) of a granule that may be written. */
 void cowsnap_granule_zero(struct cowsnap_granule *granule, size_t from,
 			  size_t to)
 {
-	while (from < to) {
-		struct page *page = cowsnap_granule_page(granule,
-							 from >> PAGE_SHIFT);
-		size_t bytes = min(to - from,
-				   PAGE_SIZE - offset_in_page(from));
+	size_t bytes;
 
-		memset(page_address(page) + offset_in_page(from), 0, bytes);
-		flush_dcache_page(page);
-		from += bytes;
+	for (; from < to; from += bytes) {
+		void *part = part_of_page(granule, from, to, &bytes);
+
+		memset(part, 0, bytes);
+		flush_dcache_page(virt_to_page(part));
 	}
+}
+
+/* Are the bytes [@from, @to) of a granule zero? */
+bool cowsnap_granule_is_zero(struct cowsnap_granule *granule, size_t from,
+			     size_t to)
+{
+	size_t bytes;
+
+	for (; from < to; from += bytes) {
+		if (memchr_inv(part_of_page(granule, from, to, &bytes), 0,
+			       bytes))
+			return false;
+	}
+	return true;
 }

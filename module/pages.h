@@ -96,6 +96,8 @@ static inline bool cowsnap_granule_mapped(struct cowsnap_granule *granule)
 bool cowsnap_granule_has(struct cowsnap_granule *granule, struct page *page);
 void cowsnap_granule_zero(struct cowsnap_granule *granule, size_t from,
 			  size_t to);
+bool cowsnap_granule_is_zero(struct cowsnap_granule *granule, size_t from,
+			     size_t to);
 
 struct cowsnap_granule *cowsnap_granule_alloc(struct cowsnap_account *account,
 					      struct cowsnap_granule *from);

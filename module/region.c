@@ -190,8 +190,13 @@ struct file *cowsnap_region_new(struct cowsnap_family *family, u64 length,
 		return ERR_CAST(inode);
 	}
 	file = region_file(region);
-	if (IS_ERR(file))
+	if (IS_ERR(file)) {
+		/* The inode lets go of its own pin before it is quite gone. */
+		struct vfsmount *mnt = mntget(region_mnt);
+
 		iput(inode);
+		mntput(mnt);
+	}
 	return file;
 }
 

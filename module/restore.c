@@ -114,7 +114,7 @@ int cowsnap_region_restore(struct cowsnap_region *region,
 	if (err)
 		goto out_unlock_inode;
 	cowsnap_region_protect_first(source);
-	cowsnap_region_stop(source);
+	cowsnap_region_freeze(source);
 	err = cowsnap_image_begin(&image, source);
 	if (!err) {
 		cowsnap_image_commit(&image, source);

@@ -3,8 +3,9 @@
  * ftruncate(2) and fallocate(2): how long a region is, and where it takes memory.
  *
  * Beyond the length there is nothing but zeroes, except in what follows it in its
- * page: a store through a mapping may have reached that, so it is cleared when the
- * region grows.
+ * granule: a store through a mapping may have reached the rest of its page, and what
+ * was pinned before it was cut off the rest of the granule.  So that is cleared when
+ * the region grows.
  */
 #include <linux/fs.h>
 #include <linux/falloc.h>
@@ -15,13 +16,15 @@
 
 /*
  * Makes the bytes [@start, @end), which lie in one granule, the region's own, unless
- * they are in a hole; that needs memory the first time.  And zeroes them on request.
+ * they are zero; that needs memory the first time.  And zeroes them on request.
  */
 static int own_part(struct cowsnap_region *region, u64 start, u64 end,
 		    bool zero)
 {
 	u64 mask = cowsnap_granule_size(region) - 1;
 	u64 index = start >> cowsnap_granule_shift(region);
+	size_t from = start & mask;
+	size_t to = ((end - 1) & mask) + 1;
 	struct cowsnap_granule *granule;
 	struct cowsnap_stripe *stripe;
 	int err = 0;
@@ -29,12 +32,12 @@ static int own_part(struct cowsnap_region *region, u64 start, u64 end,
 	if (start == end)
 		return 0;
 	stripe = cowsnap_stripe_lock(region, index);
-	if (cowsnap_tree_lookup(&region->tree, index)) {
+	granule = cowsnap_tree_lookup(&region->tree, index);
+	if (granule && !cowsnap_granule_is_zero(granule, from, to)) {
 		granule = cowsnap_granule_write(region, index, NULL);
 		err = PTR_ERR_OR_ZERO(granule);
 		if (!err && zero)
-			cowsnap_granule_zero(granule, start & mask,
-					     ((end - 1) & mask) + 1);
+			cowsnap_granule_zero(granule, from, to);
 	}
 	mutex_unlock(&stripe->lock);
 	return err;
@@ -50,7 +53,8 @@ int cowsnap_region_clear_tail(struct cowsnap_region *region)
 {
 	u64 length = i_size_read(region->inode);
 
-	return own_part(region, length, round_up(length, PAGE_SIZE), true);
+	return own_part(region, length,
+			round_up(length, cowsnap_granule_size(region)), true);
 }
 
 /* After this no fault goes beyond @length, unless it has done so already. */

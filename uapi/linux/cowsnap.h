@@ -179,7 +179,8 @@ struct cowsnap_fork_entry {
  *
  * As FORK, but the instant is the same one for all regions: what was stored to
  * one of them after a store to another is not in its fork without the other being
- * in the other's.  Either all forks are made or none is.
+ * in the other's.  What is written through pins for I/O while the ioctl runs is in a
+ * fork or is not, page by page.  Either all forks are made or none is.
  *
  * Errors: those of FORK for any of the regions, but a signal is not looked at
  * while other operations on the regions keep the call waiting; EINVAL when @count
