@@ -467,6 +467,7 @@ private:
 			results_.write("KTAP version 1\n1.." + std::to_string(programs_.size() + module_steps) + "\n");
 		}
 		std::this_thread::sleep_for(settings_.settle);
+		load_kernel_modules();
 		if (!settings_.module.empty() && !step("module loads", [this] { load_module(); })) {
 			results_.write(settings_.raw ? "the module does not load\n" : "Bail out! The module does not load.\n");
 			return 1;
@@ -563,11 +564,26 @@ private:
 		results_.write((good ? "ok " : "not ok ") + std::to_string(++reported_) + " " + text + "\n");
 	}
 
+	static void insert(const fs::path &module, const std::string &arguments)
+	{
+		const auto image = file::open(module.c_str(), O_RDONLY);
+		if (syscall(SYS_finit_module, image.get(), arguments.c_str(), 0) != 0)
+			fail_errno("finit_module " + module.filename().string());
+	}
+
+	// What this kernel has as a module and the test programs want.
+	static void load_kernel_modules()
+	{
+		const fs::path directory = "/vm/modules";
+		if (!fs::exists(directory))
+			return;
+		for (const auto &module : fs::directory_iterator(directory))
+			insert(module.path(), "");
+	}
+
 	void load_module()
 	{
-		const auto image = file::open("/vm/module.ko", O_RDONLY);
-		if (syscall(SYS_finit_module, image.get(), settings_.module_arguments.c_str(), 0) != 0)
-			fail_errno("finit_module");
+		insert("/vm/module.ko", settings_.module_arguments);
 		if (!fs::exists(fs::path("/sys/module") / settings_.module))
 			throw std::runtime_error("/sys/module/" + settings_.module + " did not appear");
 		if (!fs::is_character_file(device()))
