@@ -2,9 +2,8 @@
 /*
  * The caps on what granules may take.
  *
- * Both sums are plain atomics that a charge adds to first and looks at then, so
- * a cap is never exceeded.  Two chargers that meet just below a cap may both be
- * refused where one would have fitted; neither has to take a lock.
+ * A charge that would exceed a cap is never made, not even for a moment: a fork that
+ * needs no memory, at a cap exactly, must not see another's charge that fails.
  */
 #include <linux/mm.h>
 #include <linux/moduleparam.h>
@@ -37,6 +36,18 @@ u64 cowsnap_account_held_bytes(void)
 	return atomic_long_read(&held_bytes);
 }
 
+/* False when there is a @cap and it would be exceeded. */
+static bool charge(atomic_long_t *held, unsigned long bytes, u64 cap)
+{
+	long old = atomic_long_read(held);
+
+	do {
+		if (cap && (u64)old + bytes > cap)
+			return false;
+	} while (!atomic_long_try_cmpxchg(held, &old, old + bytes));
+	return true;
+}
+
 /**
  * cowsnap_account_charge() - make room for granules
  * @account: the family
@@ -47,13 +58,11 @@ u64 cowsnap_account_held_bytes(void)
 int cowsnap_account_charge(struct cowsnap_account *account, unsigned long nr)
 {
 	unsigned long bytes = nr << account->granule_shift;
-	unsigned long family = atomic_long_add_return(bytes, &account->held);
-	unsigned long module = atomic_long_add_return(bytes, &held_bytes);
-	unsigned long cap = READ_ONCE(max_bytes);
 
-	if ((account->limit && family > account->limit) ||
-	    (cap && module > cap)) {
-		cowsnap_account_uncharge(account, nr);
+	if (!charge(&account->held, bytes, account->limit))
+		return -ENOSPC;
+	if (!charge(&held_bytes, bytes, READ_ONCE(max_bytes))) {
+		atomic_long_sub(bytes, &account->held);
 		return -ENOSPC;
 	}
 	return 0;

@@ -20,7 +20,10 @@ static bool same_page(struct cowsnap_region *region,
 	struct page *b = cowsnap_region_page_get(other, pgoff);
 	bool same;
 
-	if (a && b)
+	/* What cannot be read is not known to be the same. */
+	if ((a && PageHWPoison(a)) || (b && PageHWPoison(b)))
+		same = false;
+	else if (a && b)
 		same = !memcmp(page_address(a), page_address(b), PAGE_SIZE);
 	else
 		same = is_zero(a) && is_zero(b);

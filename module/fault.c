@@ -150,12 +150,22 @@ static noinline int insert_many(struct window *window,
 
 	while (n < window->nr) {
 		unsigned long batch = min(window->nr - n, INSERT_BATCH);
-		unsigned long left = batch;
-		unsigned int i;
+		unsigned long left;
+		unsigned long i;
 		int err;
 
-		for (i = 0; i < batch; i++)
+		for (i = 0; i < batch; i++) {
 			pages[i] = window_page(window, n + i);
+			/* Not the one of the fault, which may do without. */
+			if (PageHWPoison(pages[i]))
+				break;
+		}
+		if (!i) {
+			n++;
+			continue;
+		}
+		batch = i;
+		left = batch;
 		err = vm_insert_pages(vma, window->addr + n * PAGE_SIZE,
 				      pages, &left);
 		if (err && err != -EBUSY)
@@ -167,6 +177,11 @@ static noinline int insert_many(struct window *window,
 		}
 	}
 	return busy;
+}
+
+static pgprot_t mkdirty(pgprot_t prot)
+{
+	return __pgprot(pte_val(pte_mkdirty(__pte(pgprot_val(prot)))));
 }
 
 /*
@@ -191,10 +206,22 @@ static int insert_window(struct window *window, bool writable)
 							flags & ~VM_SHARED),
 	};
 
+	/* A CPU marks it dirty when it is written, but not soft-dirty. */
+	if (writable)
+		vma.vm_page_prot = mkdirty(vma.vm_page_prot);
 	cowsnap_vm_flags_init(&vma, flags | VM_MIXEDMAP);
 	if (window->nr > 1)
 		return insert_many(window, &vma);
 	return vm_insert_page(&vma, window->addr, window_page(window, 0));
+}
+
+/* The page of the fault is in memory that failed. */
+static bool is_broken(struct cowsnap_region *region, struct vm_fault *vmf,
+		      struct cowsnap_granule *granule)
+{
+	unsigned int n = cowsnap_page_in_granule(region, vmf->pgoff);
+
+	return PageHWPoison(cowsnap_granule_page(granule, n));
 }
 
 static int upgrade_pte(pte_t *ptep, unsigned long addr, void *data)
@@ -235,6 +262,8 @@ static int write_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 					vmf->page);
 	if (IS_ERR(granule))
 		return PTR_ERR(granule);
+	if (is_broken(region, vmf, granule))
+		return -EHWPOISON;
 	/* It was copied, or is the region's own: all of it may be written. */
 	window_init(&window, region, vmf, granule, UINT_MAX);
 	if (vmf->page && cowsnap_granule_has(granule, vmf->page) &&
@@ -254,6 +283,8 @@ static int read_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 	struct window window;
 
 	granule = cowsnap_tree_lookup(&region->tree, index);
+	if (granule && is_broken(region, vmf, granule))
+		return -EHWPOISON;
 	window_init(&window, region, vmf, granule, READ_WINDOW);
 	if (granule)
 		/* What may be written already need not fault again for it. */
@@ -321,6 +352,8 @@ static vm_fault_t snapshot_fault(struct vm_fault *vmf)
 	granule = cowsnap_tree_lookup(&region->tree, fault_index(region, vmf));
 	if (!granule && !zero_page_has_room())
 		return fault_result(region, vmf, -EFAULT);
+	if (granule && is_broken(region, vmf, granule))
+		return fault_result(region, vmf, -EHWPOISON);
 	window_init(&window, region, vmf, granule, UINT_MAX);
 	pmd = READ_ONCE(*vmf->pmd);
 	if (read && pmd_trans_huge(pmd))

@@ -45,16 +45,17 @@ struct page *cowsnap_region_page_get(struct cowsnap_region *region, u64 pgoff)
 	return page;
 }
 
-static size_t read_page(struct cowsnap_region *region, loff_t pos,
-			size_t bytes, struct iov_iter *to)
+static ssize_t read_page(struct cowsnap_region *region, loff_t pos,
+			 size_t bytes, struct iov_iter *to)
 {
 	struct page *page;
-	size_t done;
+	ssize_t done = -EIO;
 
 	page = cowsnap_region_page_get(region, pos >> PAGE_SHIFT);
 	if (!page)
 		return iov_iter_zero(bytes, to);
-	done = copy_page_to_iter(page, offset_in_page(pos), bytes, to);
+	if (!PageHWPoison(page))
+		done = copy_page_to_iter(page, offset_in_page(pos), bytes, to);
 	put_page(page);
 	return done;
 }
@@ -68,13 +69,15 @@ ssize_t cowsnap_region_read_iter(struct kiocb *iocb, struct iov_iter *to)
 	err = cowsnap_region_activate(region);
 	while (!err && iov_iter_count(to)) {
 		loff_t left = i_size_read(region->inode) - iocb->ki_pos;
-		size_t bytes, done;
+		ssize_t bytes, done;
 
 		if (left <= 0)
 			break;
 		bytes = page_bytes(iocb->ki_pos,
 				   min_t(u64, left, iov_iter_count(to)));
 		done = read_page(region, iocb->ki_pos, bytes, to);
+		if (done < 0)
+			return total ?: done;
 		iocb->ki_pos += done;
 		total += done;
 		if (done < bytes)
@@ -108,10 +111,13 @@ static ssize_t write_page(struct cowsnap_region *region, loff_t pos,
 		page = cowsnap_granule_page(granule,
 					    cowsnap_page_in_granule(region,
 								    pgoff));
-		done = copy_page_from_iter_atomic(page, offset_in_page(pos),
-						  bytes, from);
+		done = -EIO;
+		if (!PageHWPoison(page))
+			done = copy_page_from_iter_atomic(page,
+							  offset_in_page(pos),
+							  bytes, from);
 		flush_dcache_page(page);
-		if (done && pos + done > i_size_read(region->inode))
+		if (done > 0 && pos + done > i_size_read(region->inode))
 			i_size_write(region->inode, pos + done);
 	}
 	mutex_unlock(&stripe->lock);

@@ -91,6 +91,10 @@ static int copy_pages(struct cowsnap_granule *to, struct cowsnap_granule *from,
 	unsigned int step = whole ? nr : 1;
 	unsigned int n;
 
+	for (n = 0; n < nr; n++) {
+		if (PageHWPoison(cowsnap_granule_page(from, n)))
+			return -EHWPOISON;
+	}
 	for (n = 0; n < nr; n += step) {
 		if (copy_mc_to_kernel(page_address(cowsnap_granule_page(to, n)),
 				      page_address(cowsnap_granule_page(from, n)),
@@ -207,15 +211,17 @@ void cowsnap_granule_zero(struct cowsnap_granule *granule, size_t from,
 	}
 }
 
-/* Are the bytes [@from, @to) of a granule zero? */
+/* Are the bytes [@from, @to) of a granule zero?  No, when they cannot be read. */
 bool cowsnap_granule_is_zero(struct cowsnap_granule *granule, size_t from,
 			     size_t to)
 {
 	size_t bytes;
 
 	for (; from < to; from += bytes) {
-		if (memchr_inv(part_of_page(granule, from, to, &bytes), 0,
-			       bytes))
+		void *part = part_of_page(granule, from, to, &bytes);
+
+		if (PageHWPoison(virt_to_page(part)) ||
+		    memchr_inv(part, 0, bytes))
 			return false;
 	}
 	return true;

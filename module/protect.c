@@ -25,10 +25,16 @@ static u64 protect_at_once(struct cowsnap_region *region)
  * The count is exact: the granule is in one leaf, and no mapping is left.
  *
  * Return: true when somebody refers to it; who only reads it, for a moment, counts
- * as one who writes.
+ * as one who writes.  False for a page in memory that failed, which the core refers
+ * to: there is nothing in it that could be kept apart.
  */
 bool cowsnap_granule_pinned(struct cowsnap_granule *granule)
 {
+	struct page *head = cowsnap_granule_head(granule);
+
+	if (!PageCompound(head) && !cowsnap_granule_pieces(granule) &&
+	    PageHWPoison(head))
+		return false;
 	return cowsnap_granule_references(granule);
 }
 
