@@ -106,6 +106,7 @@ struct cowsnap_stripe {
  * @readonly: it is a snapshot
  * @fork_lock: see above
  * @stopped: nobody may take a stripe; changes under @fork_lock
+ * @waiting: how many wait for that to end, or have and are on their way in
  * @tree: what it holds
  * @prepare_next: where the next PREPARE goes on; under @fork_lock
  * @stripes: NULL in a snapshot, and until somebody maps or writes the region;
@@ -123,6 +124,7 @@ struct cowsnap_region {
 	u64 generation;
 	bool readonly;
 	bool stopped;
+	atomic_t waiting;
 	struct mutex fork_lock;
 	struct cowsnap_tree tree;
 	u64 prepare_next;
@@ -183,6 +185,7 @@ struct file *cowsnap_region_new(struct cowsnap_family *family, u64 length,
 int cowsnap_region_activate(struct cowsnap_region *region);
 struct cowsnap_stripe *cowsnap_stripe_lock(struct cowsnap_region *region,
 					   u64 index);
+void cowsnap_region_let_in(struct cowsnap_region *region);
 void cowsnap_region_stop(struct cowsnap_region *region);
 void cowsnap_region_resume(struct cowsnap_region *region);
 

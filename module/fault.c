@@ -74,7 +74,7 @@ static u64 fault_index(struct cowsnap_region *region, struct vm_fault *vmf)
  * @addr: where the first of them is mapped
  * @first: which page of the granule that is
  * @nr: how many there are
- * @done: the page of the fault is mapped as was asked
+ * @upgraded: entries that were made writable
  */
 struct window {
 	struct vm_fault *vmf;
@@ -82,7 +82,7 @@ struct window {
 	unsigned long addr;
 	unsigned int first;
 	unsigned int nr;
-	bool done;
+	unsigned int upgraded;
 };
 
 /* Up to @most pages, an aligned power of two; as many as VMA and region have. */
@@ -107,7 +107,7 @@ static void window_init(struct window *window, struct cowsnap_region *region,
 		       ((vmf->pgoff - first) << PAGE_SHIFT);
 	window->first = cowsnap_page_in_granule(region, first);
 	window->nr = end - first;
-	window->done = false;
+	window->upgraded = 0;
 }
 
 static struct page *window_page(struct window *window, unsigned int n)
@@ -236,20 +236,19 @@ static int upgrade_pte(pte_t *ptep, unsigned long addr, void *data)
 		return 0;
 	pte = pte_mkyoung(pte_mkdirty(cowsnap_pte_mkwrite(pte)));
 	set_pte_at(vmf->vma->vm_mm, addr, ptep, pte);
-	window->done |= addr == (vmf->address & PAGE_MASK);
+	window->upgraded++;
 	return 0;
 }
 
 /*
- * Makes the entries that there are for pages of @window writable; true when the one
- * of the fault is among them.  A CPU that remembers it as read-only faults again
- * and forgets.
+ * Makes the entries that there are for pages of @window writable; true when all are.
+ * A CPU that remembers one as read-only faults again and forgets.
  */
 static bool upgrade_window(struct window *window)
 {
 	apply_to_page_range(window->vmf->vma->vm_mm, window->addr,
 			    window->nr * PAGE_SIZE, upgrade_pte, window);
-	return window->done;
+	return window->upgraded == window->nr;
 }
 
 static int write_fault(struct cowsnap_region *region, struct vm_fault *vmf)
@@ -271,7 +270,7 @@ static int write_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 		return 0;
 	err = insert_window(&window, true);
 	/* Read before, here or by another CPU, while it was read-only. */
-	if (err == -EBUSY)
+	if (err == -EBUSY && !window.upgraded)
 		upgrade_window(&window);
 	return err;
 }

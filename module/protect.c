@@ -108,6 +108,7 @@ void cowsnap_region_protect_first(struct cowsnap_region *region)
 	u64 next = 0;
 	u64 done;
 
+	cowsnap_region_let_in(region);
 	if (!region->stripes || count_open(region) <= most)
 		return;
 	do {
@@ -138,6 +139,7 @@ int cowsnap_region_prepare(struct cowsnap_region *region, u64 budget,
 	*left = 0;
 	if (mutex_lock_interruptible(&region->fork_lock))
 		return -ERESTARTSYS;
+	cowsnap_region_let_in(region);
 	while (region->stripes && ends < 2) {
 		asked = min_not_zero(budget, protect_at_once(region));
 		cowsnap_region_stop(region);

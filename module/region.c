@@ -255,6 +255,22 @@ int cowsnap_region_activate(struct cowsnap_region *region)
 	return 0;
 }
 
+/* The region is stopped, or was a moment ago. */
+static noinline void wait_for_stripe(struct cowsnap_region *region,
+				     struct cowsnap_stripe *stripe)
+{
+	atomic_inc(&region->waiting);
+	might_lock(&region->fork_lock);
+	do {
+		mutex_unlock(&stripe->lock);
+		wait_var_event(&region->stopped, !READ_ONCE(region->stopped));
+		mutex_lock(&stripe->lock);
+		/* As in cowsnap_stripe_lock(). */
+	} while (smp_load_acquire(&region->stopped));
+	if (atomic_dec_and_test(&region->waiting))
+		wake_up_var(&region->waiting);
+}
+
 /**
  * cowsnap_stripe_lock() - lock the stripe of an index
  * @region: the region, activated; not stopped by the caller
@@ -267,15 +283,22 @@ struct cowsnap_stripe *cowsnap_stripe_lock(struct cowsnap_region *region,
 {
 	struct cowsnap_stripe *stripe = cowsnap_stripe(region, index);
 
-	for (;;) {
-		mutex_lock(&stripe->lock);
-		/* Pairs with cowsnap_region_resume(). */
-		if (likely(!smp_load_acquire(&region->stopped)))
-			return stripe;
-		mutex_unlock(&stripe->lock);
-		might_lock(&region->fork_lock);
-		wait_var_event(&region->stopped, !READ_ONCE(region->stopped));
-	}
+	mutex_lock(&stripe->lock);
+	/* Pairs with cowsnap_region_resume(). */
+	if (unlikely(smp_load_acquire(&region->stopped)))
+		wait_for_stripe(region, stripe);
+	return stripe;
+}
+
+/**
+ * cowsnap_region_let_in() - let those go first who had to wait the last time
+ * @region: its fork_lock is held; not stopped
+ *
+ * Or forks that come in a row would leave nobody else the time to get in.
+ */
+void cowsnap_region_let_in(struct cowsnap_region *region)
+{
+	wait_var_event(&region->waiting, !atomic_read(&region->waiting));
 }
 
 /**

@@ -87,6 +87,13 @@ public:
 			     std::to_string(whence),
 		     ::lseek(fd(), offset, whence));
 	}
+	void allocate(int mode, off_t offset, off_t length)
+	{
+		note("fallocate " + std::to_string(mode) + " " +
+			     std::to_string(offset) + " " +
+			     std::to_string(length),
+		     ::fallocate(fd(), mode, offset, length));
+	}
 	void truncate(off_t length)
 	{
 		note("ftruncate " + std::to_string(length),
@@ -354,11 +361,78 @@ TEST_F(file_like_a_memfd, respects_the_file_size_limit)
 		on.pwrite(text(10), 2 * page + 5);
 		on.pwrite(text(10), 2 * page + 10);
 		on.truncate(2 * page + 11);
+		on.allocate(0, page, 2 * page);
 		on.truncate(2 * page + 10);
+		on.allocate(0, page, page);
 		check(::setrlimit(RLIMIT_FSIZE, &before), "setrlimit");
 		on.contents();
 	});
 	std::signal(SIGXFSZ, SIG_DFL);
+}
+
+TEST_F(file_like_a_memfd, is_allocated)
+{
+	expect_same(3 * page_size + 10, [](session &on) {
+		on.pwrite(text(2 * page_size), 10);
+		on.allocate(0, page, page);
+		on.contents();
+		/* It grows, and does not. */
+		on.allocate(0, 3 * page, page + 100);
+		on.contents();
+		on.allocate(FALLOC_FL_KEEP_SIZE, 4 * page, 3 * page);
+		on.contents();
+		on.truncate(6 * page);
+		on.contents();
+		on.allocate(0, 20 * page + 1, 1);
+		on.contents();
+		/* Of what there is not and what is no range. */
+		on.allocate(0, 0, 0);
+		on.allocate(0, -1, 10);
+		on.allocate(0, 10, -1);
+		on.allocate(0, 1, std::numeric_limits<off_t>::max());
+		on.allocate(0x100, 0, 1);
+		on.allocate(FALLOC_FL_COLLAPSE_RANGE, 0, page);
+		on.allocate(FALLOC_FL_INSERT_RANGE, 0, page);
+		on.contents();
+	});
+}
+
+TEST_F(file_like_a_memfd, is_punched)
+{
+	constexpr int punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+
+	expect_same(9 * page_size + 10, [](session &on) {
+		const mapping map = on.file().map();
+
+		on.pwrite(text(9 * page_size), 10);
+		on.allocate(punch, page, 2 * page);
+		for (const off_t start : {0 * page, page, 2 * page + 1})
+			for (const auto whence : {SEEK_DATA, SEEK_HOLE})
+				on.seek(start, whence);
+		/* Here a memfd fills its holes when they are read. */
+		on.note_bytes(map.bytes());
+		on.contents();
+		/* Parts of pages, in one, over two, over more. */
+		on.allocate(punch, 4 * page + 5, 7);
+		on.allocate(punch, 5 * page - 5, 10);
+		on.allocate(punch, 6 * page + 100, 2 * page);
+		on.contents();
+		on.note_bytes(map.bytes());
+		/* Over the end, behind it, of holes, of everything. */
+		on.allocate(punch, 9 * page + 3, 9 * page);
+		on.allocate(punch, 20 * page, page);
+		on.allocate(punch, 0, 2 * page + 100);
+		on.contents();
+		on.allocate(punch, 0, std::numeric_limits<off_t>::max());
+		on.contents();
+		on.seek(0, SEEK_DATA);
+		on.allocate(FALLOC_FL_PUNCH_HOLE, 0, page);
+		on.allocate(punch, 0, 0);
+		on.note_bytes(map.bytes());
+		on.note("madvise", ::madvise(map.data(), page_size, MADV_REMOVE));
+		on.note("madvise", ::madvise(map.data() + 1, page_size,
+					     MADV_REMOVE));
+	});
 }
 
 TEST_F(file_like_a_memfd, is_synced)
@@ -643,6 +717,7 @@ TEST_F(region_file, a_snapshot_cannot_be_changed)
 	EXPECT_TRUE(refused(::writev(snapshot.fd(), &part, 1)));
 	EXPECT_TRUE(refused(::pwritev(snapshot.fd(), &part, 1, 0)));
 	EXPECT_TRUE(refused(::ftruncate(snapshot.fd(), 0)));
+	EXPECT_TRUE(refused(::fallocate(snapshot.fd(), 0, 0, page)));
 	EXPECT_TRUE(refused(::ftruncate(snapshot.fd(), 9 * page)));
 	EXPECT_TRUE(refused(::sendfile(snapshot.fd(), other.fd(), &offset, 100)));
 	check(::write(pipe.write_end.get(), bytes.data(), 100), "write");

@@ -137,6 +137,21 @@ protected:
 			ADD_FAILURE() << "the kernel said: " << line;
 	}
 
+	/* What the test's regions hold together, shared pages counted once. */
+	std::uint64_t held_pages() const
+	{
+		return (counters(dev).held_bytes - before.held_bytes) / page_size;
+	}
+
+	/* A region of @pages that are filled with their numbers, from 1 on. */
+	region numbered(std::size_t pages) const
+	{
+		region made = dev.create_pages(pages);
+
+		number_pages(made, pages, 1);
+		return made;
+	}
+
 	device dev;
 	counters before{dev};
 	kernel_log log;

@@ -15,9 +15,9 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 
+#include "descriptors.hpp"
 #include "fault.hpp"
 #include "fixture.hpp"
 #include "ktap.hpp"
@@ -28,6 +28,8 @@ using namespace cowsnap_test;
 static_assert(sizeof(cowsnap_query) == 64);
 static_assert(sizeof(cowsnap_create) == 64);
 static_assert(sizeof(cowsnap_fork) == 16);
+static_assert(sizeof(cowsnap_fork_many) == 24);
+static_assert(sizeof(cowsnap_fork_entry) == 16);
 static_assert(sizeof(cowsnap_stat) == 128);
 static_assert(sizeof(cowsnap_prepare) == 24);
 static_assert(sizeof(cowsnap_restore) == 24);
@@ -35,6 +37,8 @@ static_assert(sizeof(cowsnap_diff) == 48);
 static_assert(sizeof(cowsnap_range) == 24);
 static_assert(offsetof(cowsnap_create, name) == 32);
 static_assert(offsetof(cowsnap_fork, fd) == 8);
+static_assert(offsetof(cowsnap_fork_many, entries) == 16);
+static_assert(offsetof(cowsnap_fork_entry, fd) == 8);
 static_assert(offsetof(cowsnap_stat, id) == 16);
 static_assert(offsetof(cowsnap_prepare, left) == 16);
 static_assert(offsetof(cowsnap_restore, changed) == 16);
@@ -59,6 +63,9 @@ constexpr command create_command = {"create", COWSNAP_IOC_CREATE,
 				    sizeof(cowsnap_create), target::device, true};
 constexpr command fork_command = {"fork", COWSNAP_IOC_FORK, sizeof(cowsnap_fork),
 				  target::region, true};
+constexpr command fork_many_command = {"fork_many", COWSNAP_IOC_FORK_MANY,
+				       sizeof(cowsnap_fork_many), target::device,
+				       true};
 constexpr command stat_command = {"stat", COWSNAP_IOC_STAT, sizeof(cowsnap_stat),
 				  target::region, false};
 constexpr command prepare_command = {"prepare", COWSNAP_IOC_PREPARE,
@@ -69,14 +76,6 @@ constexpr command restore_command = {"restore", COWSNAP_IOC_RESTORE,
 				     false};
 constexpr command diff_command = {"diff", COWSNAP_IOC_DIFF, sizeof(cowsnap_diff),
 				  target::region, false};
-
-std::size_t open_descriptors()
-{
-	const std::filesystem::directory_iterator listing("/proc/self/fd");
-
-	return static_cast<std::size_t>(
-		std::distance(begin(listing), end(listing)));
-}
 
 /* errno of an ioctl, 0 when it worked. */
 int error_of(int fd, unsigned long number, void *argument)
@@ -97,12 +96,18 @@ protected:
 	{
 		union {
 			std::uint32_t size;
+			cowsnap_fork_many fork_many;
 			cowsnap_restore restore;
 			cowsnap_diff diff;
 		} correct = {};
 
 		if (which.number == COWSNAP_IOC_RESTORE) {
 			correct.restore.src_fd = subject.fd();
+		} else if (which.number == COWSNAP_IOC_FORK_MANY) {
+			entry_ = {subject.fd(), 0, -1, 0};
+			correct.fork_many.count = 1;
+			correct.fork_many.entries =
+				reinterpret_cast<std::uintptr_t>(&entry_);
 		} else if (which.number == COWSNAP_IOC_DIFF) {
 			correct.diff.other_fd = subject.fd();
 			correct.diff.count = 1;
@@ -136,8 +141,11 @@ protected:
 		return call(which, size, [](std::span<std::byte>) {});
 	}
 
-	static int fd_in(const command &which, std::span<const std::byte> argument)
+	int fd_in(const command &which, std::span<const std::byte> argument) const
 	{
+		if (which.number == COWSNAP_IOC_FORK_MANY)
+			return entry_.fd;
+
 		const std::size_t offset = which.number == COWSNAP_IOC_CREATE
 						   ? offsetof(cowsnap_create, fd)
 						   : offsetof(cowsnap_fork, fd);
@@ -156,12 +164,23 @@ protected:
 	region subject = dev.create_pages(4);
 
 private:
+	cowsnap_fork_entry entry_ = {};
 	cowsnap_range range_ = {};
 };
 
 class every_ioctl : public ioctls, public testing::WithParamInterface<command> {};
 
 INSTANTIATE_TEST_SUITE_P(, every_ioctl,
+			 testing::Values(query_command, create_command,
+					 fork_command, fork_many_command,
+					 stat_command, prepare_command,
+					 restore_command, diff_command),
+			 [](const auto &info) { return info.param.name; });
+
+/* All but FORK_MANY: what that tells is in its entries, see fork_many_test. */
+class every_ioctl_that_answers : public every_ioctl {};
+
+INSTANTIATE_TEST_SUITE_P(, every_ioctl_that_answers,
 			 testing::Values(query_command, create_command,
 					 fork_command, stat_command,
 					 prepare_command, restore_command,
@@ -302,7 +321,8 @@ TEST_P(every_ioctl, refuses_a_struct_that_ends_in_nowhere)
 }
 
 /* A half-made child must not appear: no descriptor, no region, no node. */
-TEST_P(every_ioctl, leaves_nothing_when_the_result_cannot_be_written)
+TEST_P(every_ioctl_that_answers,
+       leaves_nothing_when_the_result_cannot_be_written)
 {
 	const mapping memory = anonymous(page_size);
 
@@ -311,19 +331,20 @@ TEST_P(every_ioctl, leaves_nothing_when_the_result_cannot_be_written)
 	memory.protect(PROT_READ);
 
 	const counters count(dev);
-	const std::size_t descriptors = open_descriptors();
+	const int next = next_descriptor();
 	const std::uint64_t forks = subject.stat().forks;
 
 	EXPECT_EQ(error_of(fd_of(GetParam()), GetParam().number, memory.data()),
 		  EFAULT);
 	expect_back(dev, count);
-	EXPECT_EQ(open_descriptors(), descriptors);
+	EXPECT_EQ(next_descriptor(), next);
 	EXPECT_EQ(subject.stat().forks, forks);
 	EXPECT_TRUE(is_all(subject.read_page(0), 1));
 }
 
 /* The same with a result that straddles into a page that is read-only. */
-TEST_P(every_ioctl, leaves_nothing_when_the_end_of_the_result_cannot_be_written)
+TEST_P(every_ioctl_that_answers,
+       leaves_nothing_when_the_end_of_the_result_cannot_be_written)
 {
 	const mapping memory = anonymous(2 * page_size);
 	const auto argument = memory.bytes().subspan(page_size - 8, GetParam().size);
@@ -333,12 +354,12 @@ TEST_P(every_ioctl, leaves_nothing_when_the_end_of_the_result_cannot_be_written)
 	      "mprotect");
 
 	const counters count(dev);
-	const std::size_t descriptors = open_descriptors();
+	const int next = next_descriptor();
 
 	EXPECT_EQ(error_of(fd_of(GetParam()), GetParam().number, argument.data()),
 		  EFAULT);
 	expect_back(dev, count);
-	EXPECT_EQ(open_descriptors(), descriptors);
+	EXPECT_EQ(next_descriptor(), next);
 }
 
 TEST_P(every_ioctl, is_unknown_to_the_other_kind_of_file)
@@ -402,6 +423,18 @@ TEST_F(ioctls, fork_refuses_reserved)
 	EXPECT_EQ(error_of(subject.fd(), COWSNAP_IOC_FORK, &arg), EINVAL);
 }
 
+TEST_F(ioctls, fork_many_refuses_reserved)
+{
+	cowsnap_fork_entry entry = {subject.fd(), 0, -1, 0};
+	cowsnap_fork_many arg = {};
+
+	arg.size = sizeof(arg);
+	arg.count = 1;
+	arg.__reserved = 1;
+	arg.entries = reinterpret_cast<std::uintptr_t>(&entry);
+	EXPECT_EQ(error_of(dev.fd(), COWSNAP_IOC_FORK_MANY, &arg), EINVAL);
+}
+
 TEST_F(ioctls, restore_refuses_reserved)
 {
 	cowsnap_restore arg = {};
@@ -426,7 +459,7 @@ TEST_F(ioctls, query_fills_every_out_member)
 	EXPECT_EQ(arg.flags, 0u);
 	EXPECT_EQ(arg.abi_version, 1u);
 	EXPECT_EQ(std::size_t{1} << arg.granule_shift_min, page_size);
-	EXPECT_EQ(arg.granule_shift_max, arg.granule_shift_min);
+	EXPECT_EQ(arg.granule_shift_max, 21u);
 	EXPECT_EQ(arg.__reserved, 0u);
 	EXPECT_EQ(arg.features, 0u);
 	EXPECT_EQ(arg.held_bytes, before.held_bytes + page_size);
@@ -593,7 +626,8 @@ TEST_F(ioctls, create_takes_granules_within_the_limits_of_query)
 
 		const region made{unique_fd(arg.fd)};
 
-		EXPECT_EQ(std::size_t{1} << made.stat().granule_shift, page_size);
+		EXPECT_EQ(made.stat().granule_shift,
+			  shift ? shift : query.granule_shift_min);
 	}
 	for (const std::uint32_t shift : {64u, 0x100u, 0x8000000cu, 0xffffffffu}) {
 		cowsnap_create arg = {};
@@ -624,31 +658,11 @@ TEST_F(ioctls, create_takes_the_longest_name)
 		  "/cowsnap:" + name + " (deleted)");
 }
 
-/* While it lives, this process can open @spare more descriptors. */
-class descriptor_limit {
-public:
-	explicit descriptor_limit(int spare)
-	{
-		check(::getrlimit(RLIMIT_NOFILE, &before_), "getrlimit");
-
-		/* Descriptors are given out from the lowest. */
-		const unique_fd next(check(::dup(0), "dup"));
-		const rlimit low = {static_cast<rlim_t>(next.get() + spare),
-				    before_.rlim_max};
-
-		check(::setrlimit(RLIMIT_NOFILE, &low), "setrlimit");
-	}
-	~descriptor_limit() { ::setrlimit(RLIMIT_NOFILE, &before_); }
-	descriptor_limit(const descriptor_limit &) = delete;
-	descriptor_limit &operator=(const descriptor_limit &) = delete;
-
-private:
-	rlimit before_ = {};
-};
-
 class makes_fd : public ioctls, public testing::WithParamInterface<command> {};
 
-INSTANTIATE_TEST_SUITE_P(, makes_fd, testing::Values(create_command, fork_command),
+INSTANTIATE_TEST_SUITE_P(, makes_fd,
+			 testing::Values(create_command, fork_command,
+					 fork_many_command),
 			 [](const auto &info) { return info.param.name; });
 
 TEST_P(makes_fd, emfile_leaves_nothing)
@@ -659,7 +673,7 @@ TEST_P(makes_fd, emfile_leaves_nothing)
 	const cowsnap_stat stat = subject.stat();
 
 	{
-		const descriptor_limit limit(0);
+		const auto limit = descriptor_limit::leaving(0);
 
 		EXPECT_EQ(call(GetParam(), GetParam().size), EMFILE);
 		/* What is wrong with the argument is told first. */
@@ -676,7 +690,7 @@ TEST_P(makes_fd, emfile_leaves_nothing)
 
 TEST_P(makes_fd, the_last_descriptor_can_be_had)
 {
-	const descriptor_limit limit(1);
+	const auto limit = descriptor_limit::leaving(1);
 
 	EXPECT_EQ(call(GetParam(), GetParam().size), 0);
 }
@@ -757,6 +771,10 @@ TEST_F(ioctls, are_the_same_for_32_bit_programs)
 	EXPECT_EQ(region(unique_fd(fd_in(create_command, low.bytes()))).length(), 0u);
 	call_32(fork_command);
 	EXPECT_TRUE(is_all(region(unique_fd(fd_in(fork_command, low.bytes())))
+				   .read_page(2),
+			   2));
+	call_32(fork_many_command);
+	EXPECT_TRUE(is_all(region(unique_fd(fd_in(fork_many_command, low.bytes())))
 				   .read_page(2),
 			   2));
 	call_32(stat_command);

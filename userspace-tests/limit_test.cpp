@@ -3,10 +3,12 @@
  * The caps: CREATE's limit on a family, max_bytes on all of them.  At a cap what
  * needs memory fails, all else goes on, and room that is given back can be used.
  */
+#include <atomic>
 #include <csignal>
 #include <cstdint>
 #include <fstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <sys/mman.h>
@@ -15,6 +17,7 @@
 #include "fault.hpp"
 #include "fixture.hpp"
 #include "ktap.hpp"
+#include "max_bytes.hpp"
 #include "process.hpp"
 
 using namespace cowsnap_test;
@@ -201,6 +204,69 @@ TEST_F(family_limit, has_room_again_after_a_member_closed)
 	expect_no_space(pwrite_pages(parent, 40, 1));
 }
 
+/* Half a page that is shared has to be copied before it can be cut, or grow. */
+TEST_F(family_limit, stops_changes_of_the_length_that_have_to_copy)
+{
+	const region parent = full();
+	const region snapshot = parent.snapshot();
+
+	EXPECT_EQ(::ftruncate(parent.fd(), 100), -1);
+	EXPECT_EQ(errno, ENOSPC);
+	EXPECT_EQ(parent.length(), pages * page_size);
+	EXPECT_EQ(misnumbered_page(parent, room, 1), -1);
+	/* Whole pages need nothing. */
+	parent.truncate(3 * page_size);
+	EXPECT_EQ(misnumbered_page(parent, 3, 1), -1);
+	EXPECT_EQ(misnumbered_page(snapshot, room, 1), -1);
+
+	const region child = snapshot.fork();
+
+	/* Nor does one that only this one has. */
+	snapshot.fork().truncate(2 * page_size);
+	EXPECT_EQ(::ftruncate(child.fd(), 5 * page_size + 7), -1);
+	EXPECT_EQ(errno, ENOSPC);
+	EXPECT_EQ(misnumbered_page(child, room, 1), -1);
+	EXPECT_EQ(child.length(), pages * page_size);
+}
+
+/* What was stored behind the end has to be cleared, in a copy. */
+TEST_F(family_limit, stops_what_grows_beyond_a_shared_end)
+{
+	const region parent = dev.create(3 * page_size + 100, 4 * page_size);
+	const mapping map = parent.map();
+
+	fill(map.bytes(), 1);
+
+	const region snapshot = parent.snapshot();
+
+	EXPECT_EQ(::ftruncate(parent.fd(), static_cast<off_t>(9 * page_size)), -1);
+	EXPECT_EQ(errno, ENOSPC);
+	expect_no_space(pwrite_pages(parent, 9, 1));
+	expect_no_space(::fallocate(parent.fd(), 0, 0,
+				    static_cast<off_t>(9 * page_size)));
+	EXPECT_EQ(parent.length(), 3 * page_size + 100);
+	EXPECT_TRUE(is_all(parent.read(0, 3 * page_size + 100), 1));
+	EXPECT_TRUE(is_all(snapshot.read(0, 3 * page_size + 100), 1));
+}
+
+/* What was asked for and not granted is not held. */
+TEST_F(family_limit, refused_writes_do_not_stop_forks)
+{
+	const region subject = dev.create(2 * page_size, page_size);
+	std::atomic<std::uint64_t> refused = 0;
+
+	subject.fill_page(0, 1);
+
+	const std::jthread writer([&](const std::stop_token &stop) {
+		while (!stop.stop_requested())
+			refused += pwrite_pages(subject, 1, 1) < 0;
+	});
+
+	for (int i = 0; i < 20'000; i++)
+		ASSERT_NO_THROW(subject.snapshot()) << "the FORK numbered " << i;
+	EXPECT_GT(refused, 0u);
+}
+
 TEST_F(family_limit, counts_the_family_together)
 {
 	region parent = limited();
@@ -228,32 +294,16 @@ TEST_F(family_limit, is_in_whole_granules)
 	EXPECT_EQ(pwrite_pages(limited(3 * page_size + 1), 0, 5),
 		  static_cast<ssize_t>(3 * page_size));
 	expect_no_space(pwrite_pages(limited(1), 0, 1));
+	/* However little of a large one is used. */
+	const region large = dev.create(1 << 20, (3 << 16) - 1, {}, 16);
+
+	large.write(0, bytes_of(1, 1));
+	large.write(1 << 16, bytes_of(1, 1));
+	expect_no_space(::pwrite(large.fd(), "", 1, 2 << 16));
 	EXPECT_EQ(pwrite_pages(limited(std::numeric_limits<std::uint64_t>::max()), 0,
 			       5),
 		  static_cast<ssize_t>(5 * page_size));
 }
-
-/* Sets max_bytes, and sets it back at the end. */
-class max_bytes_parameter {
-public:
-	max_bytes_parameter() { std::ifstream(path) >> before_; }
-	~max_bytes_parameter() { std::ofstream(path) << before_; }
-	max_bytes_parameter(const max_bytes_parameter &) = delete;
-	max_bytes_parameter &operator=(const max_bytes_parameter &) = delete;
-
-	static void set(std::uint64_t bytes)
-	{
-		std::ofstream file(path);
-
-		file << bytes << std::flush;
-		ASSERT_TRUE(file) << "cannot write " << path;
-	}
-
-private:
-	static constexpr const char *path =
-		"/sys/module/cowsnap/parameters/max_bytes";
-	std::string before_;
-};
 
 class all_regions_limit : public family_limit {
 protected:

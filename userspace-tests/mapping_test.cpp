@@ -8,7 +8,9 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
+#include <vector>
 
 #include <elf.h>
 #include <fcntl.h>
@@ -51,14 +53,6 @@ protected:
 		return ::mprotect(map.data(), map.size(), prot) ? errno : 0;
 	}
 
-	region numbered() const
-	{
-		region made = dev.create_pages(pages);
-
-		number_pages(made, pages, 1);
-		return made;
-	}
-
 	static bool shows_numbers(const mapping &map, unsigned int first = 1)
 	{
 		for (std::size_t page = 0; page < map.pages(); page++)
@@ -71,7 +65,7 @@ protected:
 
 TEST_F(mappings, of_a_writable_region_are_shared)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 
 	EXPECT_EQ(map_error(subject, PROT_READ, MAP_SHARED), 0);
 	EXPECT_EQ(map_error(subject, PROT_READ | PROT_WRITE, MAP_SHARED), 0);
@@ -85,7 +79,7 @@ TEST_F(mappings, of_a_writable_region_are_shared)
 
 TEST_F(mappings, of_a_snapshot_are_private_or_read_only)
 {
-	const region snapshot = numbered().snapshot();
+	const region snapshot = numbered(pages).snapshot();
 
 	EXPECT_EQ(map_error(snapshot, PROT_READ, MAP_SHARED), 0);
 	EXPECT_EQ(map_error(snapshot, PROT_READ | PROT_WRITE, MAP_SHARED), EPERM);
@@ -96,9 +90,63 @@ TEST_F(mappings, of_a_snapshot_are_private_or_read_only)
 	EXPECT_EQ(map_error(snapshot, PROT_READ | PROT_WRITE, MAP_PRIVATE), 0);
 }
 
+TEST_F(mappings, take_what_flags_a_memfd_takes)
+{
+	const region subject = numbered(pages);
+	constexpr int prot = PROT_READ | PROT_WRITE;
+
+	EXPECT_EQ(map_error(subject, prot, MAP_SHARED | MAP_NORESERVE), 0);
+	EXPECT_EQ(map_error(subject, prot, MAP_SHARED | MAP_POPULATE), 0);
+	EXPECT_EQ(map_error(subject, prot, MAP_SHARED | MAP_NONBLOCK), 0);
+	EXPECT_EQ(map_error(subject, prot, MAP_SHARED | MAP_STACK), 0);
+	EXPECT_EQ(map_error(subject, prot, MAP_SHARED | MAP_HUGETLB), EINVAL);
+	EXPECT_EQ(map_error(subject, prot, MAP_SHARED | MAP_GROWSDOWN), EINVAL);
+	EXPECT_EQ(map_error(subject, prot, MAP_SHARED_VALIDATE | MAP_SYNC),
+		  EOPNOTSUPP);
+	/* Nothing lies beyond the largest offset. */
+	EXPECT_EQ(::mmap(nullptr, 2 * page_size, prot, MAP_SHARED, subject.fd(),
+			 static_cast<off_t>(largest_length - page_size + 1)),
+		  MAP_FAILED);
+	EXPECT_EQ(errno, EOVERFLOW);
+}
+
+/* A region may hold code, and a fork of it other code. */
+TEST_F(mappings, are_executed)
+{
+	/* mov $1, %eax; ret */
+	constexpr std::array<unsigned char, 6> code = {0xb8, 1, 0, 0, 0, 0xc3};
+	const region parent = dev.create_pages(1);
+	const auto call = [](const mapping &map) {
+		return reinterpret_cast<int (*)()>(map.data())();
+	};
+
+	parent.write(0, std::as_bytes(std::span(code)));
+
+	const int refused = map_error(parent, PROT_READ | PROT_EXEC, MAP_SHARED);
+
+	if (refused == EPERM)
+		GTEST_SKIP() << "this kernel executes nothing from pseudo files";
+	ASSERT_EQ(refused, 0);
+
+	const mapping map = parent.map(PROT_READ | PROT_WRITE | PROT_EXEC);
+	const region child = parent.fork();
+	const mapping child_map = child.map(PROT_READ | PROT_EXEC);
+	const region snapshot = parent.snapshot();
+	const mapping shown =
+		snapshot.map(PROT_READ | PROT_EXEC, MAP_PRIVATE);
+
+	EXPECT_EQ(call(map), 1);
+	EXPECT_EQ(call(child_map), 1);
+	map.data()[1] = std::byte{2};
+	child.write(1, bytes_of(1, 3));
+	EXPECT_EQ(call(map), 2);
+	EXPECT_EQ(call(child_map), 3);
+	EXPECT_EQ(call(shown), 1);
+}
+
 TEST_F(mappings, of_a_snapshot_do_not_become_writable)
 {
-	const region snapshot = numbered().snapshot();
+	const region snapshot = numbered(pages).snapshot();
 	const mapping map = snapshot.map(PROT_READ);
 
 	EXPECT_TRUE(shows_numbers(map));
@@ -119,7 +167,7 @@ TEST_F(mappings, of_a_snapshot_do_not_become_writable)
 
 TEST_F(mappings, have_the_protection_that_they_were_given)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const mapping map = subject.map(PROT_READ);
 
 	EXPECT_EQ(signal_of_store(map.data()), SIGSEGV);
@@ -171,7 +219,7 @@ TEST_F(mappings, beyond_the_end_fail_system_calls)
 
 TEST_F(mappings, of_a_part_show_that_part)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const mapping map(subject.fd(), 3 * page_size, PROT_READ | PROT_WRITE,
 			  MAP_SHARED, 7 * page_size);
 
@@ -189,7 +237,7 @@ TEST_F(mappings, of_a_part_show_that_part)
 
 TEST_F(mappings, are_unmapped_in_parts)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	mapping map = subject.map();
 	const region snapshot = subject.snapshot();
 
@@ -212,7 +260,7 @@ TEST_F(mappings, are_unmapped_in_parts)
 
 TEST_F(mappings, move_and_shrink_but_do_not_grow)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	mapping map(subject.fd(), 4 * page_size);
 
 	map.move();
@@ -232,10 +280,56 @@ TEST_F(mappings, move_and_shrink_but_do_not_grow)
 	EXPECT_EQ(signal_of_load(map.data() + 2 * page_size), SIGSEGV);
 }
 
+/* What others may do with a length of 0 is to grow as well. */
+TEST_F(mappings, are_not_doubled_by_mremap)
+{
+	const region subject = numbered(pages);
+	const mapping map = subject.map();
+
+	EXPECT_EQ(::mremap(map.data(), 0, page_size, MREMAP_MAYMOVE), MAP_FAILED);
+	EXPECT_EQ(errno, EFAULT);
+	EXPECT_TRUE(shows_numbers(map));
+}
+
+TEST_F(mappings, move_in_parts_and_over_others)
+{
+	constexpr int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+	const region first = numbered(pages);
+	const region second = dev.create_pages(pages);
+	const mapping from = first.map();
+	const mapping to = second.map();
+
+	number_pages(second, pages, 101);
+	EXPECT_TRUE(shows_numbers(to, 101));
+	fill(from.page(5), 55);
+	ASSERT_EQ(::mremap(from.page(4).data(), 3 * page_size, 3 * page_size,
+			   flags, to.page(9).data()),
+		  to.page(9).data());
+	EXPECT_EQ(signal_of_load(from.page(4).data()), SIGSEGV);
+	EXPECT_TRUE(is_all(from.page(7), 8));
+	EXPECT_TRUE(is_all(to.page(8), 109));
+	EXPECT_TRUE(is_all(to.page(9), 5));
+	EXPECT_TRUE(is_all(to.page(10), 55));
+	EXPECT_TRUE(is_all(to.page(12), 113));
+
+	/* Each of the two still forks what is its own. */
+	const region first_then = first.snapshot();
+	const region second_then = second.snapshot();
+
+	fill(to.bytes(), 99);
+	EXPECT_TRUE(is_all(first.read_page(4), 99));
+	EXPECT_TRUE(is_all(second.read_page(12), 99));
+	EXPECT_TRUE(is_all(first_then.read_page(4), 5));
+	EXPECT_TRUE(is_all(first_then.read_page(5), 55));
+	EXPECT_EQ(misnumbered_page(second_then, pages, 101), -1);
+	/* What was overlaid is not gone, only not mapped there any more. */
+	EXPECT_TRUE(is_all(second.read_page(10), 111));
+}
+
 /* mmap(2) over a part of a region's mapping with another region's. */
 TEST_F(mappings, are_replaced_in_place)
 {
-	const region first = numbered();
+	const region first = numbered(pages);
 	const region second = dev.create_pages(pages);
 	const mapping map = first.map();
 
@@ -255,7 +349,7 @@ TEST_F(mappings, are_replaced_in_place)
 /* The snapshot at the address that the region had: a process's rollback. */
 TEST_F(mappings, of_a_fork_take_the_place_of_its_parent)
 {
-	const region parent = numbered();
+	const region parent = numbered(pages);
 	const mapping map = parent.map();
 	const region child = parent.fork();
 
@@ -271,7 +365,7 @@ TEST_F(mappings, of_a_fork_take_the_place_of_its_parent)
 
 TEST_F(mappings, are_rearranged_by_remap_file_pages)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const mapping map = subject.map();
 
 	fill(map.page(3), 44);
@@ -291,7 +385,7 @@ TEST_F(mappings, are_rearranged_by_remap_file_pages)
 
 TEST_F(mappings, keep_what_they_hold_through_madvise)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const mapping map = subject.map();
 	const region snapshot = subject.snapshot();
 	unsigned int value = 50;
@@ -310,18 +404,56 @@ TEST_F(mappings, keep_what_they_hold_through_madvise)
 		EXPECT_TRUE(is_all(second.read(0, map.size()), value)) << advice;
 		value++;
 	}
-	/* Only anonymous memory can be freed so. */
-	EXPECT_EQ(::madvise(map.data(), map.size(), MADV_FREE), -1);
-	EXPECT_EQ(errno, EINVAL);
-	EXPECT_TRUE(is_all(map.bytes(), 99));
 	EXPECT_EQ(misnumbered_page(snapshot, pages, 1), -1);
+}
+
+/* Not in the headers of every libc. */
+constexpr int advice_dontneed_locked = 24;
+constexpr int advice_collapse = 25;
+constexpr int advice_guard_install = 102;
+constexpr int advice_guard_remove = 103;
+
+/* Pages of a region are neither merged with others nor made huge ones later. */
+TEST_F(mappings, ignore_the_advice_of_khugepaged_and_ksm)
+{
+	const region subject = numbered(pages);
+	const mapping map = subject.map();
+	const region snapshot = subject.snapshot();
+
+	fill(map.bytes(), 50);
+	for (const int advice :
+	     {MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_MERGEABLE, MADV_UNMERGEABLE,
+	      MADV_KEEPONFORK, advice_dontneed_locked}) {
+		EXPECT_EQ(::madvise(map.data(), map.size(), advice), 0) << advice;
+		EXPECT_TRUE(is_all(map.bytes(), 50)) << advice;
+	}
+	EXPECT_EQ(misnumbered_page(snapshot, pages, 1), -1);
+}
+
+TEST_F(mappings, refuse_the_advice_that_would_lose_data)
+{
+	const region subject = numbered(pages);
+	const region snapshot = subject.snapshot();
+	const mapping map = subject.map();
+	const mapping shown = snapshot.map(PROT_READ);
+
+	for (const mapping *target : {&map, &shown}) {
+		for (const int advice :
+		     {MADV_FREE, MADV_WIPEONFORK, advice_collapse,
+		      advice_guard_install, advice_guard_remove, 12345}) {
+			EXPECT_EQ(::madvise(target->data(), target->size(), advice),
+				  -1)
+				<< advice;
+			EXPECT_EQ(errno, EINVAL) << advice;
+		}
+		EXPECT_TRUE(shows_numbers(*target));
+	}
 }
 
 TEST_F(mappings, are_populated)
 {
 	const region subject = dev.create_pages(pages);
 	const mapping map = subject.map();
-	std::vector<unsigned char> resident(pages);
 
 	/* Reading makes nothing. */
 	check(::madvise(map.data(), map.size(), MADV_POPULATE_READ), "populate");
@@ -348,6 +480,58 @@ TEST_F(mappings, are_populated)
 	EXPECT_EQ(child.stat().exclusive, pages * page_size);
 }
 
+TEST_F(mappings, of_a_snapshot_are_populated)
+{
+	const region subject = numbered(pages);
+	const region snapshot = subject.snapshot();
+	const mapping shown = snapshot.map(PROT_READ);
+	const mapping copied = snapshot.map(PROT_READ | PROT_WRITE, MAP_PRIVATE);
+
+	check(::madvise(shown.data(), shown.size(), MADV_POPULATE_READ), "populate");
+	EXPECT_EQ(::madvise(shown.data(), shown.size(), MADV_POPULATE_WRITE), -1);
+	EXPECT_EQ(errno, EINVAL);
+	check(::madvise(copied.data(), copied.size(), MADV_POPULATE_WRITE),
+	      "populate");
+
+	const std::uint64_t faults = snapshot.stat().faults;
+
+	EXPECT_TRUE(shows_numbers(shown));
+	fill(copied.bytes(), 99);
+	EXPECT_EQ(snapshot.stat().faults, faults);
+	EXPECT_EQ(misnumbered_page(snapshot, pages, 1), -1);
+}
+
+/* mincore(2) tells what this process has mapped; a region has no page cache. */
+TEST_F(mappings, tell_what_is_mapped_by_mincore)
+{
+	const region subject = numbered(pages);
+	const mapping map = subject.map();
+	const auto resident = [&map] {
+		std::vector<unsigned char> pages_in(map.pages());
+
+		check(::mincore(map.data(), map.size(), pages_in.data()), "mincore");
+		return std::ranges::count_if(pages_in,
+					     [](unsigned char in) { return in & 1; });
+	};
+
+	EXPECT_EQ(resident(), 0);
+	for (std::size_t page = 0; page < 5; page++)
+		map.store(page, 1);
+	EXPECT_EQ(resident(), 5);
+
+	EXPECT_EQ(map.load(7), 0x0808080808080808u);
+	EXPECT_EQ(resident(), 6);
+	map.advise(MADV_DONTNEED);
+	EXPECT_EQ(resident(), 0);
+	EXPECT_EQ(map.load(7), 0x0808080808080808u);
+
+	/* Of another mapping it knows nothing. */
+	const mapping other = subject.map();
+
+	EXPECT_EQ(other.load(0), 1u);
+	EXPECT_EQ(resident(), 1);
+}
+
 TEST_F(mappings, beyond_the_end_are_not_populated)
 {
 	const region subject = dev.create_pages(1);
@@ -361,7 +545,7 @@ TEST_F(mappings, beyond_the_end_are_not_populated)
 
 TEST_F(mappings, can_be_locked)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const mapping map = subject.map();
 
 	EXPECT_EQ(::mlock(map.data(), map.size()), 0);
@@ -381,9 +565,111 @@ TEST_F(mappings, can_be_locked)
 	EXPECT_TRUE(is_all(locked.bytes(), 98));
 }
 
+/* They stay in memory anyhow, so that nothing is counted against a limit. */
+TEST_F(mappings, are_not_counted_as_locked)
+{
+	const auto locked = [] { return sum_of("/proc/self/status", "VmLck:"); };
+	const region subject = dev.create_pages(pages);
+	const region snapshot = numbered(pages).snapshot();
+	const mapping map = subject.map();
+	const mapping shown = snapshot.map(PROT_READ);
+	const mapping copied = snapshot.map(PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	const std::uint64_t locked_before = locked();
+
+	for (const mapping *target : {&map, &shown, &copied}) {
+		EXPECT_EQ(::mlock(target->data(), target->size()), 0);
+		/* It is mapped all the same, and a hole stays one. */
+		for (std::size_t page = 0; page < pages; page++)
+			EXPECT_TRUE(page_entry(target->page(page).data()).present());
+		EXPECT_EQ(::mlock2(target->data(), target->size(), MLOCK_ONFAULT),
+			  0);
+	}
+	EXPECT_EQ(subject.stat().referenced, 0u);
+
+	const mapping at_once = subject.map(PROT_READ, MAP_SHARED | MAP_LOCKED);
+
+	EXPECT_TRUE(page_entry(at_once.page(1).data()).present());
+	EXPECT_EQ(locked(), locked_before);
+	/* What no lock holds is not kept from being dropped. */
+	EXPECT_EQ(::madvise(map.data(), map.size(), MADV_DONTNEED), 0);
+	EXPECT_EQ(::msync(map.data(), map.size(), MS_INVALIDATE), 0);
+	EXPECT_EQ(::munlock(map.data(), map.size()), 0);
+}
+
+/* Every entry has the key, those that a store makes after a FORK as well. */
+TEST_F(mappings, keep_their_protection_key)
+{
+	const region subject = numbered(pages);
+	const mapping map = subject.map();
+	const int key = ::pkey_alloc(0, 0);
+	/* After a signal that was not returned from no key allows anything. */
+	const auto allow = [key](unsigned int refused) {
+		check(::pkey_set(key, refused), "pkey_set");
+	};
+
+	if (key < 0)
+		GTEST_SKIP() << "this CPU has no protection keys";
+	check(::pkey_mprotect(map.data(), map.size(), PROT_READ | PROT_WRITE, key),
+	      "pkey_mprotect");
+
+	const region snapshot = subject.snapshot();
+
+	for (const bool read_before : {false, true}) {
+		std::byte *const page = map.page(read_before).data();
+
+		allow(PKEY_DISABLE_WRITE);
+		if (read_before) {
+			EXPECT_EQ(signal_of_load(page), 0);
+		}
+		EXPECT_EQ(signal_of_store(page), SIGSEGV);
+		EXPECT_EQ(subject.stat().copies, read_before ? 1u : 0u);
+		allow(0);
+		EXPECT_EQ(signal_of_store(page, 99), 0);
+		allow(PKEY_DISABLE_WRITE);
+		EXPECT_EQ(signal_of_store(page, 98), SIGSEGV);
+		allow(PKEY_DISABLE_ACCESS);
+		EXPECT_EQ(signal_of_load(page), SIGSEGV);
+		allow(0);
+		EXPECT_EQ(*page, std::byte{99});
+	}
+	EXPECT_EQ(misnumbered_page(snapshot, pages, 1), -1);
+	check(::pkey_mprotect(map.data(), map.size(), PROT_READ | PROT_WRITE, 0),
+	      "pkey_mprotect");
+	check(::pkey_free(key), "pkey_free");
+}
+
+/* mseal(2) fixes what is mapped where, not what it holds. */
+TEST_F(mappings, can_be_sealed)
+{
+	constexpr long mseal_number = 462;
+	const region subject = numbered(pages);
+
+	if (::syscall(mseal_number, nullptr, 0, 0) != 0)
+		GTEST_SKIP() << "this kernel has no mseal";
+
+	/* There is no way back but the end of the process. */
+	child sealer([&] {
+		const mapping map = subject.map();
+		const region snapshot = subject.snapshot();
+
+		require(::syscall(mseal_number, map.data(), map.size(), 0) == 0,
+			"it cannot be sealed");
+		require(::munmap(map.data(), map.size()) < 0 && errno == EPERM,
+			"it was unmapped");
+		require(protect_error(map, PROT_READ) == EPERM, "it was protected");
+		fill(map.bytes(), 99);
+		require(misnumbered_page(snapshot, pages, 1) == -1,
+			"the snapshot changed");
+		require(subject.restore(snapshot) == pages * page_size,
+			"it was not restored");
+		require(shows_numbers(map), "it does not show what was restored");
+	});
+	EXPECT_TRUE(sealer.succeeded());
+}
+
 TEST_F(mappings, are_left_to_the_parent_by_dontfork)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const mapping map = subject.map();
 
 	map.advise(MADV_DONTFORK);
@@ -399,10 +685,11 @@ TEST_F(mappings, are_left_to_the_parent_by_dontfork)
 
 TEST_F(mappings, refuse_userfaultfd)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const region snapshot = subject.snapshot();
 	const mapping map = subject.map();
 	const mapping shown = snapshot.map(PROT_READ);
+	const mapping copied = snapshot.map(PROT_READ | PROT_WRITE, MAP_PRIVATE);
 	const unique_fd uffd(
 		static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC)));
 
@@ -412,9 +699,10 @@ TEST_F(mappings, refuse_userfaultfd)
 	uffdio_api api = {UFFD_API, 0, 0};
 
 	check(::ioctl(uffd.get(), UFFDIO_API, &api), "UFFDIO_API");
-	for (const mapping *target : {&map, &shown}) {
+	for (const mapping *target : {&map, &shown, &copied}) {
 		for (const std::uint64_t mode :
-		     {UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP}) {
+		     {UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,
+		      UFFDIO_REGISTER_MODE_MINOR}) {
 			uffdio_register arg = {
 				{reinterpret_cast<std::uintptr_t>(target->data()),
 				 target->size()},
@@ -429,7 +717,7 @@ TEST_F(mappings, refuse_userfaultfd)
 
 TEST_F(mappings, are_read_and_written_from_another_process)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const mapping map = subject.map();
 	const event done;
 	child target([&] { done.wait(); });
@@ -484,62 +772,109 @@ std::vector<std::byte> read_core(const std::string &file, const std::byte *addre
 	return {};
 }
 
-/* As a memfd's, with the core's default filter, holes and all. */
-TEST_F(mappings, are_in_a_core_dump)
-{
-	constexpr const char *pattern_file = "/proc/sys/kernel/core_pattern";
+class core_dumps : public mappings {
+protected:
+	static constexpr const char *default_filter = "0x33";
+
+	void SetUp() override
+	{
+		std::getline(std::ifstream(pattern_file), pattern);
+		std::ofstream(pattern_file) << core;
+	}
+	void TearDown() override
+	{
+		std::ofstream(pattern_file) << pattern << '\n';
+		std::filesystem::remove(dumped);
+		mappings::TearDown();
+	}
+
+	/* Has a child with this process's mappings leave a core file. */
+	void dump(const char *filter)
+	{
+		child aborted([filter] {
+			const rlimit unlimited = {RLIM_INFINITY, RLIM_INFINITY};
+
+			check(::setrlimit(RLIMIT_CORE, &unlimited), "setrlimit");
+			std::ofstream("/proc/self/coredump_filter") << filter;
+			::abort();
+		});
+		const std::string with_pid =
+			core + "." + std::to_string(aborted.pid());
+		const int status = aborted.finish();
+
+		ASSERT_TRUE(WIFSIGNALED(status));
+		ASSERT_TRUE(WCOREDUMP(status));
+		dumped = std::filesystem::exists(with_pid) ? with_pid : core;
+	}
+
+	bool holds(const mapping &map) const
+	{
+		return std::ranges::equal(
+			read_core(dumped, map.data(), map.size()), map.bytes());
+	}
+	bool leaves_out(const mapping &map) const
+	{
+		return read_core(dumped, map.data(), map.size()).empty();
+	}
+
+private:
+	static constexpr const char *pattern_file = "/proc/sys/kernel/core_pattern";
 	const std::string core =
 		std::filesystem::temp_directory_path() / "cowsnap-test-core";
+	std::string pattern, dumped;
+};
+
+/* As a memfd's, holes and all; of a private mapping what was written to it. */
+TEST_F(core_dumps, hold_what_a_memfds_would_by_default)
+{
 	const region subject = dev.create_pages(pages);
 	const mapping map = subject.map();
-	std::string pattern;
-	bool found = false;
 
-	std::getline(std::ifstream(pattern_file), pattern);
-	std::ofstream(pattern_file) << core;
 	fill(map.page(1), 21);
 
 	const region snapshot = subject.snapshot();
 	const mapping shown = snapshot.map(PROT_READ);
+	const mapping private_read = snapshot.map(PROT_READ, MAP_PRIVATE);
+	const mapping private_written =
+		snapshot.map(PROT_READ | PROT_WRITE, MAP_PRIVATE);
 
 	fill(map.page(2), 22);
-
-	child dumped([] {
-		const rlimit unlimited = {RLIM_INFINITY, RLIM_INFINITY};
-
-		check(::setrlimit(RLIMIT_CORE, &unlimited), "setrlimit");
-		::abort();
-	});
-	const int status = dumped.finish();
-
-	std::ofstream(pattern_file) << pattern << '\n';
-	ASSERT_TRUE(WIFSIGNALED(status));
-	ASSERT_TRUE(WCOREDUMP(status));
-	for (const std::string &file :
-	     {core, core + "." + std::to_string(dumped.pid())}) {
-		if (!std::filesystem::exists(file))
-			continue;
-
-		const std::vector<std::byte> dump =
-			read_core(file, map.data(), map.size());
-		const std::vector<std::byte> snapshot_dump =
-			read_core(file, shown.data(), shown.size());
-
-		ASSERT_EQ(dump.size(), map.size());
-		EXPECT_TRUE(std::ranges::equal(dump, map.bytes()));
-		ASSERT_EQ(snapshot_dump.size(), shown.size());
-		EXPECT_TRUE(std::ranges::equal(snapshot_dump, shown.bytes()));
-		std::filesystem::remove(file);
-		found = true;
-	}
-	EXPECT_TRUE(found) << "the kernel wrote no " << core;
+	fill(private_written.page(3), 23);
+	ASSERT_NO_FATAL_FAILURE(dump(default_filter));
+	EXPECT_TRUE(holds(map));
+	EXPECT_TRUE(holds(shown));
+	EXPECT_TRUE(holds(private_written));
+	EXPECT_TRUE(leaves_out(private_read));
+	/* The holes were not filled for it. */
 	EXPECT_EQ(subject.stat().referenced, 2 * page_size);
+}
+
+/* The bits: 1 anonymous shared, which a file without a name is; 2 file private. */
+TEST_F(core_dumps, hold_what_the_filter_lets_in)
+{
+	const region subject = numbered(pages);
+	const region snapshot = subject.snapshot();
+	const mapping map = subject.map();
+	const mapping private_read = snapshot.map(PROT_READ, MAP_PRIVATE);
+	const mapping left_out = subject.map();
+
+	left_out.advise(MADV_DONTDUMP);
+	ASSERT_NO_FATAL_FAILURE(dump("0x06"));
+	EXPECT_TRUE(holds(map));
+	EXPECT_TRUE(holds(private_read));
+	EXPECT_TRUE(leaves_out(left_out));
+	ASSERT_NO_FATAL_FAILURE(dump("0x09"));
+	EXPECT_TRUE(leaves_out(map));
+	EXPECT_TRUE(leaves_out(private_read));
+	/* There is no way back for a special mapping, which a region's is. */
+	EXPECT_EQ(::madvise(left_out.data(), left_out.size(), MADV_DODUMP), -1);
+	EXPECT_EQ(errno, EINVAL);
 }
 
 /* A process that only has the mapping, after all else is gone. */
 TEST_F(mappings, outlive_who_made_them)
 {
-	region subject = numbered();
+	region subject = numbered(pages);
 	mapping map = subject.map();
 	const event gone;
 	child heir([&] {
@@ -563,7 +898,7 @@ TEST_F(mappings, of_many_forks_at_once)
 	std::vector<region> members;
 	std::vector<mapping> maps;
 
-	members.push_back(numbered());
+	members.push_back(numbered(pages));
 	maps.push_back(members.back().map());
 	for (unsigned int i = 1; i < 100; i++) {
 		members.push_back(members[i / 2].fork());

@@ -3,119 +3,52 @@
  * Granules are charged to the memory cgroup of who caused them, and its limit
  * kills that process and harms nobody else.
  */
+#include <algorithm>
 #include <cstdint>
-#include <filesystem>
-#include <fstream>
 #include <optional>
-#include <sstream>
 #include <string>
-
-#include <sys/mount.h>
 
 #include "fixture.hpp"
 #include "ktap.hpp"
+#include "memory_group.hpp"
 #include "process.hpp"
 
 using namespace cowsnap_test;
 
 namespace {
 
-namespace fs = std::filesystem;
-
-/* Where the unified hierarchy is mounted. */
-std::optional<fs::path> find_hierarchy()
-{
-	std::ifstream mounts("/proc/mounts");
-	std::string device, where, type, rest;
-
-	while (mounts >> device >> where >> type && std::getline(mounts, rest))
-		if (type == "cgroup2")
-			return where;
-	return std::nullopt;
-}
-
-void put(const fs::path &file, const std::string &text)
-{
-	std::ofstream out(file);
-
-	out << text << std::flush;
-	if (!out)
-		throw std::runtime_error("cannot write to " + file.string());
-}
-
-/* A cgroup of its own for the children of one test. */
-class memory_group {
-public:
-	explicit memory_group(const fs::path &hierarchy)
-		: path_(hierarchy / ("cowsnap-test-" + std::to_string(::getpid())))
-	{
-		fs::create_directory(path_);
-	}
-	~memory_group()
-	{
-		/* Its last process may still be on its way out. */
-		eventually([this] { return ::rmdir(path_.c_str()) == 0; });
-	}
-	memory_group(const memory_group &) = delete;
-	memory_group &operator=(const memory_group &) = delete;
-
-	void enter() const { put(path_ / "cgroup.procs", "0"); }
-	void limit(std::uint64_t bytes) const
-	{
-		put(path_ / "memory.max", std::to_string(bytes));
-	}
-	std::uint64_t current() const
-	{
-		std::uint64_t bytes = 0;
-
-		std::ifstream(path_ / "memory.current") >> bytes;
-		return bytes;
-	}
-	std::uint64_t oom_kills() const
-	{
-		std::ifstream events(path_ / "memory.events");
-		std::string key;
-		std::uint64_t count = 0;
-
-		while (events >> key >> count)
-			if (key == "oom_kill")
-				return count;
-		throw std::runtime_error("memory.events has no oom_kill");
-	}
-
-private:
-	fs::path path_;
-};
-
-class memory_cgroup : public cowsnap_fixture {
+/* With granules of each size. */
+class memory_cgroup : public cowsnap_fixture,
+		      public testing::WithParamInterface<unsigned int> {
 protected:
 	static constexpr std::size_t size = 32 << 20;
+	/* For nodes of the tree, stripes, page tables. */
+	static constexpr std::size_t slack = 4 << 20;
+	/* For what is charged in advance. */
+	static constexpr std::size_t stock = 1 << 20;
+
+	static std::size_t granule() { return std::size_t{1} << GetParam(); }
+	region create() const { return dev.create(size, 0, {}, GetParam()); }
 
 	void SetUp() override
 	{
-		const std::optional<fs::path> hierarchy = find_hierarchy();
-
-		if (!hierarchy)
-			GTEST_SKIP() << "no cgroup2 hierarchy is mounted";
-
-		std::ifstream controllers(*hierarchy / "cgroup.controllers");
-		std::string controller;
-		bool found = false;
-
-		while (controllers >> controller)
-			found |= controller == "memory";
-		if (!found)
-			GTEST_SKIP() << "cgroup2 has no memory controller here";
-		put(*hierarchy / "cgroup.subtree_control", "+memory");
-		group.emplace(*hierarchy);
+		if (const char *const obstacle = memory_group::obstacle())
+			GTEST_SKIP() << obstacle;
+		group.emplace(find_hierarchy().value());
 	}
 
 	std::optional<memory_group> group;
 };
 
-TEST_F(memory_cgroup, is_charged_for_what_its_process_writes)
+INSTANTIATE_TEST_SUITE_P(, memory_cgroup, testing::Values(12, 16, 21),
+			 [](const auto &info) {
+				 return std::to_string(1u << (info.param - 10)) +
+					"_KiB";
+			 });
+
+TEST_P(memory_cgroup, is_charged_for_what_its_process_writes)
 {
-	const region subject = dev.create(size);
+	const region subject = create();
 	const event entered, go, done, leave;
 	child writer([&] {
 		group->enter();
@@ -136,20 +69,20 @@ TEST_F(memory_cgroup, is_charged_for_what_its_process_writes)
 
 	go.tell();
 	done.wait();
-	EXPECT_GE(group->current(), before_it + size - (1 << 20));
-	EXPECT_LE(group->current(), before_it + size + (4 << 20));
+	EXPECT_GE(group->current(), before_it + size - granule() - stock);
+	EXPECT_LE(group->current(), before_it + size + slack);
 	leave.tell();
 	EXPECT_TRUE(writer.succeeded());
 	/* The charge is the memory's, not the process's. */
-	EXPECT_GE(group->current(), size - (1 << 20));
+	EXPECT_GE(group->current(), size - stock);
 	subject.truncate(0);
-	EXPECT_TRUE(eventually([&] { return group->current() < (4 << 20); }))
+	EXPECT_TRUE(eventually([&] { return group->current() < slack; }))
 		<< group->current();
 }
 
-TEST_F(memory_cgroup, is_not_charged_for_what_its_process_shares)
+TEST_P(memory_cgroup, is_not_charged_for_what_its_process_shares)
 {
-	const region parent = dev.create(size);
+	const region parent = create();
 
 	fill(parent.map().bytes(), 1);
 
@@ -169,18 +102,18 @@ TEST_F(memory_cgroup, is_not_charged_for_what_its_process_shares)
 	});
 
 	read.wait();
-	EXPECT_LT(group->current(), 4u << 20);
+	EXPECT_LT(group->current(), slack);
 	go.tell();
 	written.wait();
 	EXPECT_GE(group->current(), size / 4);
-	EXPECT_LE(group->current(), size / 4 + (4 << 20));
+	EXPECT_LE(group->current(), size / 4 + slack);
 	leave.tell();
 	EXPECT_TRUE(user.succeeded());
 }
 
-TEST_F(memory_cgroup, kills_who_writes_beyond_its_limit_and_nobody_else)
+TEST_P(memory_cgroup, kills_who_writes_beyond_its_limit_and_nobody_else)
 {
-	const region parent = dev.create(size);
+	const region parent = create();
 	const mapping map = parent.map();
 
 	/* The OOM killer prints the stack of who met the limit. */
@@ -197,10 +130,12 @@ TEST_F(memory_cgroup, kills_who_writes_beyond_its_limit_and_nobody_else)
 	child greedy([&] {
 		group->enter();
 		/* On both sides of the family, and in a region of its own. */
-		const region own = dev.create(size);
+		const region own = create();
 		const mapping own_map = own.map(), forked_map = forked.map();
+		const std::size_t step = std::max<std::size_t>(
+			1, granule() / page_size / 16);
 
-		for (std::size_t page = 0; page < map.pages(); page++) {
+		for (std::size_t page = 0; page < map.pages(); page += step) {
 			forked_map.store(page, 2);
 			own_map.store(page, 3);
 			(void)own.snapshot();
@@ -227,9 +162,9 @@ TEST_F(memory_cgroup, kills_who_writes_beyond_its_limit_and_nobody_else)
 }
 
 /* write(2) meets the limit outside a fault. */
-TEST_F(memory_cgroup, kills_a_writer_by_write)
+TEST_P(memory_cgroup, kills_a_writer_by_write)
 {
-	const region subject = dev.create(size);
+	const region subject = create();
 
 	quiet = false;
 	group->limit(size / 2);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* How much memory the machine has left. */
+/* What the kernel tells of memory: how much is left, and what a page is. */
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,10 @@
 #include <string>
 #include <string_view>
 
+#include <fcntl.h>
+
 #include "mapping.hpp"
+#include "unique_fd.hpp"
 
 namespace cowsnap_test {
 
@@ -33,5 +36,34 @@ inline std::uint64_t available_memory()
 	return sum_of("/proc/meminfo", "MemAvailable:") * 1024 +
 	       sum_of("/proc/zoneinfo", "count:") * page_size;
 }
+
+/* What /proc/PID/pagemap tells of one page of this process; frames to root. */
+class page_entry {
+public:
+	explicit page_entry(const std::byte *address)
+	{
+		const unique_fd file(check(
+			::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC),
+			"open pagemap"));
+		const std::uintptr_t page =
+			reinterpret_cast<std::uintptr_t>(address) / page_size;
+
+		check(::pread(file.get(), &bits_, sizeof(bits_),
+			      static_cast<off_t>(page * sizeof(bits_))),
+		      "read pagemap");
+	}
+
+	bool present() const { return bits_ >> 63 & 1; }
+	/* Of a file, or of shared anonymous memory. */
+	bool of_a_file() const { return bits_ >> 61 & 1; }
+	bool soft_dirty() const { return bits_ >> 55 & 1; }
+	std::uint64_t frame() const
+	{
+		return bits_ & ((std::uint64_t{1} << 55) - 1);
+	}
+
+private:
+	std::uint64_t bits_ = 0;
+};
 
 } // namespace cowsnap_test

@@ -18,11 +18,11 @@ namespace cowsnap_test {
 /* A page of memory in a pipe, as a reference and not as a copy. */
 class page_in_a_pipe {
 public:
-	explicit page_in_a_pipe(std::span<std::byte> page)
+	explicit page_in_a_pipe(std::span<std::byte> page, unsigned int flags = 0)
 	{
 		const iovec part = {page.data(), page.size()};
 
-		if (check(::vmsplice(pipe_.write_end.get(), &part, 1, 0),
+		if (check(::vmsplice(pipe_.write_end.get(), &part, 1, flags),
 			  "vmsplice") != static_cast<ssize_t>(page.size()))
 			throw std::runtime_error("short vmsplice");
 	}

@@ -113,6 +113,10 @@ private:
 class event {
 public:
 	event() : fd_(check(::eventfd(0, EFD_CLOEXEC | EFD_SEMAPHORE), "eventfd")) {}
+	/* One that another program made. */
+	explicit event(unique_fd fd) : fd_(std::move(fd)) {}
+
+	int fd() const noexcept { return fd_.get(); }
 
 	void tell() const
 	{

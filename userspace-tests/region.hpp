@@ -46,6 +46,29 @@ public:
 		check(::ftruncate(fd(), static_cast<off_t>(length)), "ftruncate");
 	}
 
+	/* By fallocate(2), whose modes @flags adds to. */
+	void allocate(std::uint64_t offset, std::uint64_t length,
+		      int flags = 0) const
+	{
+		check(::fallocate(fd(), flags, static_cast<off_t>(offset),
+				  static_cast<off_t>(length)),
+		      "fallocate");
+	}
+	void punch(std::uint64_t offset, std::uint64_t length) const
+	{
+		allocate(offset, length,
+			 FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
+	}
+	void zero(std::uint64_t offset, std::uint64_t length, int flags = 0) const
+	{
+		allocate(offset, length, FALLOC_FL_ZERO_RANGE | flags);
+	}
+	void unshare(std::uint64_t offset, std::uint64_t length,
+		     int flags = 0) const
+	{
+		allocate(offset, length, FALLOC_FL_UNSHARE_RANGE | flags);
+	}
+
 	/* Writes all of @bytes, as one write(2). */
 	void write(std::uint64_t offset, std::span<const std::byte> bytes) const
 	{
@@ -87,9 +110,10 @@ public:
 
 	mapping map(int prot = PROT_READ | PROT_WRITE, int flags = MAP_SHARED) const
 	{
-		const std::size_t size = (length() + page_size - 1) & ~(page_size - 1);
+		const std::uint64_t size =
+			(length() + page_size - 1) / page_size * page_size;
 
-		return {fd(), size, prot, flags};
+		return {fd(), static_cast<std::size_t>(size), prot, flags};
 	}
 
 private:
@@ -193,13 +217,15 @@ public:
 	}
 
 	region create(std::uint64_t length, std::uint64_t limit = 0,
-		      std::string_view name = {}) const
+		      std::string_view name = {},
+		      std::uint32_t granule_shift = 0) const
 	{
 		cowsnap_create arg = {};
 
 		arg.size = sizeof(arg);
 		arg.length = length;
 		arg.limit = limit;
+		arg.granule_shift = granule_shift;
 		std::memcpy(arg.name, name.data(),
 			    std::min(name.size(), sizeof(arg.name) - 1));
 		check(::ioctl(fd(), COWSNAP_IOC_CREATE, &arg), "COWSNAP_IOC_CREATE");
@@ -209,6 +235,33 @@ public:
 	region create_pages(std::size_t pages) const
 	{
 		return create(pages * page_size);
+	}
+
+	/* The descriptors that @entries have afterwards are the caller's. */
+	void fork_many(std::span<cowsnap_fork_entry> entries) const
+	{
+		cowsnap_fork_many arg = {};
+
+		arg.size = sizeof(arg);
+		arg.count = static_cast<std::uint32_t>(entries.size());
+		arg.entries = reinterpret_cast<std::uintptr_t>(entries.data());
+		check(::ioctl(fd(), COWSNAP_IOC_FORK_MANY, &arg),
+		      "COWSNAP_IOC_FORK_MANY");
+	}
+
+	/* One fork of each of @parents, all of one instant. */
+	std::vector<region> fork_all(const std::vector<const region *> &parents,
+				     std::uint32_t flags = 0) const
+	{
+		std::vector<cowsnap_fork_entry> entries;
+		std::vector<region> forks;
+
+		for (const region *parent : parents)
+			entries.push_back({parent->fd(), flags, -1, 0});
+		fork_many(entries);
+		for (const cowsnap_fork_entry &entry : entries)
+			forks.emplace_back(unique_fd(entry.fd));
+		return forks;
 	}
 
 private:

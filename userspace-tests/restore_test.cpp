@@ -38,19 +38,6 @@ class restoring : public cowsnap_fixture {
 protected:
 	static constexpr std::size_t pages = 64;
 
-	std::uint64_t held_pages() const
-	{
-		return (counters(dev).held_bytes - before.held_bytes) / page_size;
-	}
-
-	region numbered() const
-	{
-		region made = dev.create_pages(pages);
-
-		number_pages(made, pages, 1);
-		return made;
-	}
-
 	static void load_all(const mapping &map)
 	{
 		for (std::size_t page = 0; page < map.pages(); page++)
@@ -81,7 +68,7 @@ protected:
 
 TEST_F(restoring, rolls_back_to_a_snapshot)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const region snapshot = subject.snapshot();
 	const mapping map = subject.map();
 	const cowsnap_stat stat = subject.stat();
@@ -123,7 +110,7 @@ INSTANTIATE_TEST_SUITE_P(, from_relative,
 TEST_P(from_relative, takes_what_it_holds)
 {
 	const std::string relation = GetParam();
-	const region first = numbered();
+	const region first = numbered(pages);
 	const region one = first.fork();
 	const region other = first.fork();
 	region made;
@@ -174,7 +161,7 @@ TEST_P(from_relative, takes_what_it_holds)
 
 TEST_F(restoring, from_itself_changes_nothing)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const mapping map = subject.map();
 
 	fill(map.page(3), 99);
@@ -192,7 +179,7 @@ TEST_F(restoring, from_itself_changes_nothing)
 /* Not sharing is what counts, not bytes. */
 TEST_F(restoring, tells_what_was_written_with_the_same_bytes)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const region snapshot = subject.snapshot();
 
 	subject.fill_page(3, 4);
@@ -203,7 +190,7 @@ TEST_F(restoring, tells_what_was_written_with_the_same_bytes)
 
 TEST_F(restoring, makes_only_fault_again_what_changed)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const region snapshot = subject.snapshot();
 	const mapping map = subject.map();
 	const event loaded, restored;
@@ -255,7 +242,7 @@ TEST_F(restoring, makes_only_fault_again_what_changed)
 
 TEST_F(restoring, shows_in_all_mappings_of_all_processes)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const region snapshot = subject.snapshot();
 	const mapping first = subject.map();
 	const mapping second = subject.map(PROT_READ);
@@ -323,7 +310,7 @@ TEST_F(restoring, makes_and_fills_holes)
 
 TEST_F(restoring, takes_over_the_length)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const region whole = subject.snapshot();
 	const mapping map = subject.map();
 
@@ -374,7 +361,7 @@ TEST_F(restoring, leaves_nothing_mapped_behind_the_end)
 
 TEST_F(restoring, shares_nothing_that_is_written_later)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const region source = subject.fork();
 	const mapping map = subject.map();
 	const mapping source_map = source.map();
@@ -413,7 +400,7 @@ TEST_F(restoring, shares_nothing_that_is_written_later)
 
 TEST_F(restoring, outlives_its_source)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	region source = subject.fork();
 	const mapping map = subject.map();
 
@@ -453,7 +440,7 @@ TEST_F(restoring, gives_memory_back)
 
 TEST_F(restoring, of_a_region_that_nobody_used)
 {
-	const region first = numbered();
+	const region first = numbered(pages);
 	const region second = first.fork();
 	const region third = first.fork();
 
@@ -490,7 +477,7 @@ TEST_F(restoring, far_away)
 
 TEST_F(restoring, again_and_again)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const region snapshot = subject.snapshot();
 	const mapping map = subject.map();
 	const std::vector<std::byte> original = snapshot.read(0, map.size());
@@ -522,7 +509,7 @@ TEST_F(restoring, again_and_again)
 /* A page of the source that somebody holds stays the source's own. */
 TEST_F(restoring, from_a_source_with_pinned_pages)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const region source = subject.fork();
 	const mapping map = subject.map();
 	const mapping source_map = source.map();
@@ -547,7 +534,7 @@ TEST_F(restoring, from_a_source_with_pinned_pages)
 /* A page of the region that somebody holds is not its page any more. */
 TEST_F(restoring, of_a_region_with_pinned_pages)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const region snapshot = subject.snapshot();
 	const mapping map = subject.map();
 
@@ -597,7 +584,7 @@ using restore_errors = restoring;
 
 TEST_F(restore_errors, no_descriptor)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 
 	EXPECT_EQ(error_of(subject, -1), EBADF);
 	EXPECT_EQ(error_of(subject, 1'000'000), EBADF);
@@ -609,7 +596,7 @@ TEST_F(restore_errors, no_descriptor)
 
 TEST_F(restore_errors, no_region)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const memory_file file = make_memfd(page_size);
 	const pipe_pair pipe;
 
@@ -620,8 +607,8 @@ TEST_F(restore_errors, no_region)
 
 TEST_F(restore_errors, another_family)
 {
-	const region subject = numbered();
-	const region other = numbered();
+	const region subject = numbered(pages);
+	const region other = numbered(pages);
 
 	fill(subject.map().page(3), 99);
 	EXPECT_EQ(error_of(subject, other.fd()), EXDEV);
@@ -632,7 +619,7 @@ TEST_F(restore_errors, another_family)
 
 TEST_F(restore_errors, a_snapshot)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const region snapshot = subject.snapshot();
 
 	subject.fill_page(3, 99);
@@ -644,7 +631,7 @@ TEST_F(restore_errors, a_snapshot)
 
 TEST_F(restore_errors, a_result_that_cannot_be_written)
 {
-	const region subject = numbered();
+	const region subject = numbered(pages);
 	const region snapshot = subject.snapshot();
 	const mapping memory = anonymous(page_size);
 	cowsnap_restore arg = {};
@@ -830,7 +817,7 @@ TEST_F(restoring, three_in_a_ring_at_once)
 
 TEST_F(restoring, two_from_each_other_at_once)
 {
-	const region first = numbered();
+	const region first = numbered(pages);
 	const region second = first.fork();
 	const auto follow = [](const region &to, const region &from,
 			       std::size_t page) {

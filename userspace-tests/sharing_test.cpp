@@ -12,10 +12,10 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/uio.h>
 
 #include "fixture.hpp"
 #include "ktap.hpp"
+#include "page_in_a_pipe.hpp"
 #include "process.hpp"
 
 using namespace cowsnap_test;
@@ -25,19 +25,6 @@ namespace {
 class sharing : public cowsnap_fixture {
 protected:
 	static constexpr std::size_t pages = 64;
-
-	std::uint64_t held_pages() const
-	{
-		return (counters(dev).held_bytes - before.held_bytes) / page_size;
-	}
-
-	region written() const
-	{
-		region made = dev.create_pages(pages);
-
-		number_pages(made, pages, 1);
-		return made;
-	}
 
 	/* Expects that closing @member gives back what it calls exclusive. */
 	void expect_close_gives_exclusive(region &member) const
@@ -94,7 +81,7 @@ TEST_F(sharing, a_fork_takes_no_memory)
 
 TEST_F(sharing, a_write_takes_what_is_written)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const region child = parent.fork();
 	const mapping map = child.map();
 
@@ -151,7 +138,7 @@ TEST_F(sharing, dirty_is_what_changed_since_the_last_fork)
 
 TEST_F(sharing, exclusive_is_what_closing_gives_back)
 {
-	region parent = written();
+	region parent = numbered(pages);
 	region child = parent.fork();
 	region grandchild = child.fork();
 	region snapshot = child.snapshot();
@@ -199,7 +186,7 @@ std::map<std::string, std::uint64_t> smaps(const mapping &map)
 
 TEST_F(sharing, shows_in_smaps)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const mapping map = parent.map();
 
 	EXPECT_EQ(map.load(0), 0x0101010101010101u);
@@ -263,7 +250,7 @@ protected:
 
 TEST_F(sole_owner, writes_in_place_after_its_child_closed)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const mapping map = parent.map();
 
 	store_all(map);
@@ -276,7 +263,7 @@ TEST_F(sole_owner, writes_in_place_after_its_child_closed)
 
 TEST_F(sole_owner, writes_in_place_where_it_has_read)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const mapping map = parent.map();
 	const mapping second = parent.map();
 
@@ -291,7 +278,7 @@ TEST_F(sole_owner, writes_in_place_where_it_has_read)
 
 TEST_F(sole_owner, writes_in_place_where_another_process_has_read)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const mapping map = parent.map();
 	const event read, done;
 	child other([&] {
@@ -311,7 +298,7 @@ TEST_F(sole_owner, writes_in_place_where_another_process_has_read)
 
 TEST_F(sole_owner, writes_in_place_by_write)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 
 	parent.fork();
 	expect_reuse(parent, pages, [&] {
@@ -322,7 +309,7 @@ TEST_F(sole_owner, writes_in_place_by_write)
 
 TEST_F(sole_owner, is_the_child_when_its_parent_closed)
 {
-	region parent = written();
+	region parent = numbered(pages);
 	const region child = parent.fork();
 	const mapping map = child.map();
 
@@ -333,7 +320,7 @@ TEST_F(sole_owner, is_the_child_when_its_parent_closed)
 
 TEST_F(sole_owner, is_who_keeps_what_all_others_replaced)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const region first = parent.fork();
 	const region second = first.fork();
 	const mapping map = parent.map();
@@ -347,7 +334,7 @@ TEST_F(sole_owner, is_who_keeps_what_all_others_replaced)
 /* A write of one page in a leaf says nothing about its neighbours. */
 TEST_F(sole_owner, is_decided_page_by_page)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const mapping map = parent.map();
 	region child = parent.fork();
 
@@ -360,7 +347,7 @@ TEST_F(sole_owner, is_decided_page_by_page)
 
 TEST_F(sole_owner, is_nobody_while_a_grandchild_lives)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	region child = parent.fork();
 	region grandchild = child.snapshot();
 	const mapping map = parent.map();
@@ -377,7 +364,7 @@ TEST_F(sole_owner, is_nobody_while_a_grandchild_lives)
 
 TEST_F(sole_owner, is_nobody_while_the_others_mapping_lives)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const mapping map = parent.map();
 	region child = parent.fork();
 	mapping child_map = child.map(PROT_READ);
@@ -397,26 +384,18 @@ TEST_F(sole_owner, is_nobody_while_the_others_mapping_lives)
  */
 TEST_F(sole_owner, is_nobody_while_a_pipe_has_the_page)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const mapping map = parent.map();
-	const pipe_pair pipe;
-	std::vector<std::byte> bytes(page_size);
 
 	{
-		const region child = parent.fork();
-		const mapping child_map = child.map();
-		const iovec part = {child_map.page(3).data(), page_size};
+		const page_in_a_pipe held(parent.fork().map().page(3));
 
-		ASSERT_EQ(::vmsplice(pipe.write_end.get(), &part, 1, 0),
-			  static_cast<ssize_t>(page_size));
+		load_all(map);
+		fill(map.page(3), 99);
+		EXPECT_EQ(parent.stat().copies, 1u);
+		EXPECT_EQ(parent.stat().reuses, 0u);
+		EXPECT_TRUE(is_all(held.read(), 4));
 	}
-	load_all(map);
-	fill(map.page(3), 99);
-	EXPECT_EQ(parent.stat().copies, 1u);
-	EXPECT_EQ(parent.stat().reuses, 0u);
-	ASSERT_EQ(::read(pipe.read_end.get(), bytes.data(), page_size),
-		  static_cast<ssize_t>(page_size));
-	EXPECT_TRUE(is_all(bytes, 4));
 	expect_reuse(parent, pages - 1, [&] {
 		for (std::size_t page = 0; page < pages; page++)
 			if (page != 3)
@@ -427,26 +406,20 @@ TEST_F(sole_owner, is_nobody_while_a_pipe_has_the_page)
 /* The same where the write finds no entry, and where it is a write(2). */
 TEST_F(sole_owner, is_nobody_while_a_pipe_has_the_page_of_an_absent_entry)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const mapping map = parent.map();
-	const pipe_pair pipe;
-	std::vector<std::byte> bytes(2 * page_size);
+	region child = parent.snapshot();
+	mapping child_map = child.map(PROT_READ);
+	const page_in_a_pipe stored(child_map.page(3));
+	const page_in_a_pipe written(child_map.page(4));
 
-	{
-		const region child = parent.snapshot();
-		const mapping child_map = child.map(PROT_READ);
-		const iovec part = {child_map.page(3).data(), 2 * page_size};
-
-		ASSERT_EQ(::vmsplice(pipe.write_end.get(), &part, 1, 0),
-			  static_cast<ssize_t>(2 * page_size));
-	}
+	child_map.reset();
+	child.close();
 	fill(map.page(3), 99);
 	parent.write(4 * page_size, bytes_of(100, 98));
 	EXPECT_EQ(parent.stat().copies, 2u);
-	ASSERT_EQ(::read(pipe.read_end.get(), bytes.data(), 2 * page_size),
-		  static_cast<ssize_t>(2 * page_size));
-	EXPECT_TRUE(is_all(std::span(bytes).first(page_size), 4));
-	EXPECT_TRUE(is_all(std::span(bytes).subspan(page_size), 5));
+	EXPECT_TRUE(is_all(stored.read(), 4));
+	EXPECT_TRUE(is_all(written.read(), 5));
 }
 
 class fault_counts : public sole_owner {
@@ -506,7 +479,7 @@ TEST_F(fault_counts, one_for_the_write_of_a_hole_that_was_read)
 
 TEST_F(fault_counts, one_for_a_copy_of_an_absent_page)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const mapping map = parent.map();
 
 	store_all(map);
@@ -520,7 +493,7 @@ TEST_F(fault_counts, one_for_a_copy_of_an_absent_page)
 
 TEST_F(fault_counts, one_for_a_copy_of_a_present_page)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const region child = parent.fork();
 	const mapping map = child.map();
 
@@ -533,7 +506,7 @@ TEST_F(fault_counts, one_for_a_copy_of_a_present_page)
 
 TEST_F(fault_counts, one_for_a_reuse)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const mapping map = parent.map();
 
 	store_all(map);
@@ -548,7 +521,7 @@ TEST_F(fault_counts, one_for_a_reuse)
 /* A snapshot's and a clean region's pages may come several at a time. */
 TEST_F(fault_counts, none_for_what_was_read_already)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const region snapshot = parent.snapshot();
 
 	for (const region *member : {&parent, &snapshot}) {
@@ -565,7 +538,7 @@ TEST_F(fault_counts, none_for_what_was_read_already)
 /* A FORK takes nothing from who maps the other members. */
 TEST_F(fault_counts, none_in_a_sibling)
 {
-	const region parent = written();
+	const region parent = numbered(pages);
 	const region sibling = parent.fork();
 	const mapping map = sibling.map();
 

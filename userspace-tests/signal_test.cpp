@@ -6,50 +6,22 @@
 #include <atomic>
 #include <csignal>
 #include <cstdint>
+#include <ostream>
 #include <thread>
 #include <vector>
 
 #include <sys/mman.h>
-#include <sys/time.h>
 
+#include "alarm_storm.hpp"
 #include "chance.hpp"
 #include "fixture.hpp"
 #include "ktap.hpp"
+#include "page_in_a_pipe.hpp"
 #include "process.hpp"
 
 using namespace cowsnap_test;
 
 namespace {
-
-/* SIGALRM every so often, for as long as it lives. */
-class alarm_storm {
-public:
-	alarm_storm(suseconds_t every, int flags)
-	{
-		struct sigaction action = {};
-		const itimerval timer = {{0, every}, {0, every}};
-
-		action.sa_handler = [](int) { count_++; };
-		action.sa_flags = flags;
-		count_ = 0;
-		check(::sigaction(SIGALRM, &action, nullptr), "sigaction");
-		check(::setitimer(ITIMER_REAL, &timer, nullptr), "setitimer");
-	}
-	~alarm_storm()
-	{
-		const itimerval never = {};
-
-		::setitimer(ITIMER_REAL, &never, nullptr);
-		std::signal(SIGALRM, SIG_DFL);
-	}
-	alarm_storm(const alarm_storm &) = delete;
-	alarm_storm &operator=(const alarm_storm &) = delete;
-
-	static unsigned long count() { return count_; }
-
-private:
-	static inline std::atomic<unsigned long> count_ = 0;
-};
 
 class signals : public cowsnap_fixture {
 protected:
@@ -120,6 +92,148 @@ TEST_F(signals, are_not_noticed_with_sa_restart)
 	fork_in_a_storm(SA_RESTART);
 }
 
+struct waiting_call {
+	const char *name;
+	/* On a region that is kept busy, and a relative of it that is not. */
+	void (*make)(const device &dev, const region &busy, const region &relative);
+};
+
+void PrintTo(const waiting_call &call, std::ostream *out)
+{
+	*out << call.name;
+}
+
+constexpr waiting_call waiting_fork = {
+	"fork",
+	[](const device &, const region &busy, const region &) {
+		(void)busy.fork();
+	}};
+constexpr waiting_call waiting_fork_many = {
+	"fork_many",
+	[](const device &dev, const region &busy, const region &relative) {
+		dev.fork_all({&relative, &busy});
+	}};
+constexpr waiting_call waiting_stat = {
+	"stat",
+	[](const device &, const region &busy, const region &) {
+		(void)busy.stat();
+	}};
+constexpr waiting_call waiting_prepare = {
+	"prepare",
+	[](const device &, const region &busy, const region &) {
+		busy.prepare();
+	}};
+constexpr waiting_call waiting_restore = {
+	"restore",
+	[](const device &, const region &busy, const region &relative) {
+		relative.restore(busy);
+	}};
+
+/* Signals for who waits for another operation on the region. */
+class waits : public signals, public testing::WithParamInterface<waiting_call> {
+protected:
+	/* Calls until it is @enough of how the calls ended. */
+	template <typename Enough>
+	void call_while_busy(int flags, Enough &&enough)
+	{
+		const region busy = dev.create_pages(1);
+		const region relative = busy.fork();
+		const shared<std::atomic<bool>> stop;
+		std::vector<child> others;
+
+		others.emplace_back([&] { keep_busy(busy, *stop); });
+		/* The kernel does not look for signals while it waits awake. */
+		for (unsigned int i = 0; i < std::thread::hardware_concurrency();
+		     i++)
+			others.emplace_back([&] {
+				while (!*stop)
+					;
+			});
+		{
+			const alarm_storm storm(3000, flags);
+			int error = 0;
+
+			do {
+				error = error_of([&] {
+					GetParam().make(dev, busy, relative);
+				});
+			} while (!enough(error));
+			EXPECT_GT(alarm_storm::count(), 0u);
+		}
+		*stop = true;
+		for (child &other : others)
+			EXPECT_TRUE(other.succeeded());
+	}
+
+private:
+	static constexpr std::uint32_t granule_shift = 21;
+	static constexpr std::size_t granule = 1 << granule_shift;
+	static constexpr std::size_t granules = 8;
+
+	/*
+	 * Keeps the region busy while another is forked with it, of which much
+	 * has to be copied: a page of each granule is in a pipe.
+	 */
+	void keep_busy(const region &busy, const std::atomic<bool> &stop) const
+	{
+		const region heavy = dev.create(granules * granule, 0, {},
+						granule_shift);
+		const mapping map = heavy.map();
+		std::vector<page_in_a_pipe> held;
+
+		for (std::size_t i = 0; i < granules; i++) {
+			fill(map.bytes().subspan(i * granule, 1), 1);
+			held.emplace_back(
+				map.bytes().subspan(i * granule, page_size));
+		}
+		while (!stop)
+			dev.fork_all({&busy, &heavy});
+	}
+
+	template <typename Call>
+	static int error_of(Call &&call)
+	{
+		try {
+			call();
+		} catch (const std::system_error &failed) {
+			return failed.code().value();
+		}
+		return 0;
+	}
+};
+
+INSTANTIATE_TEST_SUITE_P(, waits,
+			 testing::Values(waiting_fork, waiting_fork_many,
+					 waiting_stat, waiting_prepare,
+					 waiting_restore),
+			 [](const auto &info) { return info.param.name; });
+
+TEST_P(waits, end_with_eintr_unless_it_is_a_fork_many)
+{
+	const bool never = GetParam().make == waiting_fork_many.make;
+	const deadline end = scaled_deadline(std::chrono::seconds(20));
+	const deadline soon = scaled_deadline(std::chrono::milliseconds(500));
+	int last = 0;
+
+	call_while_busy(0, [&](int error) {
+		last = error;
+		return error || passed(never ? soon : end);
+	});
+	EXPECT_EQ(last, never ? 0 : EINTR);
+}
+
+TEST_P(waits, go_on_with_sa_restart)
+{
+	const deadline end = scaled_deadline(std::chrono::milliseconds(300));
+	int last = 0;
+
+	call_while_busy(SA_RESTART, [&](int error) {
+		last = error;
+		return error || passed(end);
+	});
+	EXPECT_EQ(last, 0);
+}
+
 /* Faults, reads and writes go on as if there were no signals. */
 TEST_F(signals, do_not_disturb_faults_and_writes)
 {
@@ -168,6 +282,11 @@ TEST_F(signals, do_not_disturb_faults_and_writes)
 			require(shown.load(page * 8) != round, "a snapshot changed");
 			own.fill_page(page, 1);
 		}
+		own.allocate(0, 128 * page_size);
+		child.punch(page_size, 300 * page_size);
+		child.zero(50, 20 * page_size);
+		child.unshare(0, 512 * page_size);
+		dev.fork_all({&parent, &own, &child, &parent});
 		/* Half of the parent is this process's to write. */
 		for (std::size_t page = 1; page < 512; page += 2)
 			map.store(page, round);
