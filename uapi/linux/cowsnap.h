@@ -25,6 +25,10 @@
  * - a struct that cannot be read, or whose result cannot be written: EFAULT;
  * - an ioctl that this kernel does not know: ENOTTY.
  *
+ * Of several things that are wrong the first in this order tells: the size, the
+ * part that is not known, the flags, the reserved members, other values, the
+ * descriptors, and last what the regions are and hold.
+ *
  * Members marked *out* are ignored on the way in.  A struct larger than the
  * one this kernel knows gets its known part written and no more.
  * File descriptors are always made with O_CLOEXEC.
@@ -138,8 +142,8 @@ struct cowsnap_create {
  * than max_bytes; EMFILE or ENFILE when no descriptor is left; ENOMEM; EINTR
  * when a signal arrived while another operation on the region kept it waiting
  * (the call is restarted where the handler's SA_RESTART asks for that);
- * EHWPOISON when a granule pinned for I/O lies in failed memory; and those of
- * the calling convention.
+ * EHWPOISON when a granule of several pages that is pinned for I/O lies in failed
+ * memory; and those of the calling convention.
  */
 struct cowsnap_fork {
 	__u32 size;
@@ -342,7 +346,8 @@ struct cowsnap_prepare {
  * Figures taken while others change the region are each right for some moment
  * during the call, not all for the same one.
  *
- * Errors: EINTR as for FORK, and those of the calling convention.
+ * Errors: EINTR as for FORK, and when a signal came while what is exclusive was being
+ * counted; and those of the calling convention.
  */
 struct cowsnap_stat {
 	__u32 size;
