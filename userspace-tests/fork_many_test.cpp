@@ -9,14 +9,17 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <list>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <fcntl.h>
@@ -31,6 +34,7 @@
 #include "page_in_a_pipe.hpp"
 #include "process.hpp"
 #include "sequence.hpp"
+#include "waiting_memory.hpp"
 
 using namespace cowsnap_test;
 
@@ -720,6 +724,50 @@ TEST_F(fork_many, copies_what_is_pinned_for_the_children)
 	fill(map.page(1), 97);
 	EXPECT_TRUE(is_all(forks[0].read_page(1), 99));
 	EXPECT_TRUE(is_all(forks[1].read_page(1), 99));
+}
+
+/*
+ * What is written through a pin to the first region comes before a store to the last
+ * one; those in between give the writer the time to do both.
+ */
+TEST_F(fork_many, is_of_one_instant_for_pins_too)
+{
+	constexpr std::size_t much = 500;
+	const region first = dev.create_pages(1), last = dev.create_pages(1);
+	const mapping first_map = first.map(), last_map = last.map();
+	std::vector<const region *> parents = {&first};
+	std::list<std::pair<region, mapping>> between;
+
+	for (int i = 0; i < 60; i++) {
+		region one = dev.create_pages(much);
+		mapping map = one.map();
+
+		between.emplace_back(std::move(one), std::move(map));
+		parents.push_back(&between.back().first);
+	}
+	parents.push_back(&last);
+	for (unsigned int round = 1; round <= 10; round++) {
+		for (const auto &[one, map] : between)
+			for (std::size_t page = 0; page < much; page++)
+				map.store(page, round);
+		first_map.store(0, 0);
+		last_map.store(0, 0);
+
+		pinned_write pin(first_map.page(0));
+		std::jthread writer([&] {
+			std::this_thread::sleep_for(
+				std::chrono::milliseconds(round * 10));
+			pin.write(round);
+			last_map.store(0, round);
+		});
+		const std::vector<region> forks = dev.fork_all(parents);
+
+		writer.join();
+		EXPECT_FALSE(forks.back().map().load(0) == round &&
+			     !is_all(forks.front().read_page(0), round))
+			<< "the fork of the last region has the later store, that "
+			   "of the first one lacks the earlier one";
+	}
 }
 
 /*

@@ -29,6 +29,7 @@
 #include "process.hpp"
 #include "sequence.hpp"
 #include "view.hpp"
+#include "waiting_memory.hpp"
 
 using namespace cowsnap_test;
 
@@ -576,7 +577,7 @@ TEST_P(region_end, leaves_nothing_behind)
 	const region subject = create(4);
 	const mapping map = subject.map();
 
-	for (std::size_t round = 0; round < scaled(20); round++) {
+	for (std::size_t round = 0; round < scaled(8); round++) {
 		const event stored;
 		child writer([&] {
 			for (unsigned int value = 1;; value = value % 255 + 1) {
@@ -1243,6 +1244,41 @@ TEST_F(huge_mappings, end_with_the_region)
 	EXPECT_EQ(signal_of_load(shown.page(last + 1).data()), SIGBUS);
 }
 
+TEST_F(huge_mappings, end_with_the_first_page_of_a_granule)
+{
+	parent.truncate(2 * granule + page_size);
+
+	const region cut = parent.snapshot();
+	const view shown(cut.fd(), 0, 3 * granule, PROT_READ, MAP_SHARED, granule);
+	const std::size_t last = 2 * granule / page_size;
+
+	EXPECT_EQ(misnumbered(shown.page(last), static_cast<unsigned int>(last) + 1),
+		  -1);
+	EXPECT_EQ(mapped_by_pmd(shown), 0u);
+	EXPECT_EQ(signal_of_load(shown.page(last + 1).data()), SIGBUS);
+}
+
+/* The kernel compares what a page frame says of its place with the file's end. */
+TEST_F(huge_mappings, do_not_depend_on_who_had_the_memory_before)
+{
+	constexpr std::size_t many = 40;
+	constexpr std::uint64_t far_out = std::uint64_t{1} << 40;
+
+	make_memfd(0).allocate(far_out, 500 << 20);
+
+	const region large = dev.create(many * granule, 0, {}, huge_shift);
+
+	for (std::size_t offset = 0; offset < many * granule; offset += granule)
+		large.fill_page(offset / page_size, 1);
+
+	const region frozen = large.snapshot();
+	const view shown(frozen.fd(), 0, many * granule, PROT_READ, MAP_SHARED,
+			 granule);
+
+	touch_each(shown);
+	EXPECT_EQ(mapped_by_pmd(shown), many * granule);
+}
+
 /* munmap, mprotect, mremap and madvise of parts make small entries of them. */
 TEST_F(huge_mappings, are_split)
 {
@@ -1339,12 +1375,13 @@ TEST_F(huge_mappings, are_made_by_two_threads_at_once)
 	const view shown = map_snapshot();
 	const view copied = map_snapshot(PROT_READ | PROT_WRITE, MAP_PRIVATE);
 	const std::size_t last = shown.pages() - 1;
+	const std::size_t rounds = scaled(60);
 
 	for (const view *of : {&shown, &copied}) {
 		std::size_t wrong = 0;
 
 		together(
-			scaled(200),
+			rounds,
 			[&] { ::madvise(of->data(), of->size(), MADV_DONTNEED); },
 			[&] { touch_each(*of); },
 			[&] {
@@ -1359,7 +1396,7 @@ TEST_F(huge_mappings, are_made_by_two_threads_at_once)
 
 	/* One looks at what the other replaces. */
 	together(
-		scaled(200),
+		rounds,
 		[&] { ::madvise(copied.data(), copied.size(), MADV_DONTNEED); },
 		[&] { touch_each(copied); },
 		[&] { fill(copied.page(last), 0xee); });
@@ -1549,7 +1586,7 @@ TEST_P(granules_of_two_threads, are_made_writable_once)
 {
 	const region parent = filled(1);
 	const mapping map = parent.map();
-	const std::size_t rounds = scaled(200);
+	const std::size_t rounds = scaled(100);
 
 	together(
 		rounds,
@@ -1561,6 +1598,25 @@ TEST_P(granules_of_two_threads, are_made_writable_once)
 		[&] { store(map, 0); },
 		[&] { map.bytes().back() = std::byte{1}; });
 	EXPECT_EQ(parent.stat().reuses + parent.stat().copies, rounds);
+}
+
+using cut_granule = cowsnap_fixture;
+
+/* As in a file: what is written to a page that was cut off does not come back. */
+TEST_F(cut_granule, keeps_nothing_that_a_pin_writes_behind_its_end)
+{
+	const region parent = dev.create(16 * page_size, 0, {}, 16);
+	const mapping map = parent.map();
+
+	fill(map.bytes(), 1);
+
+	pinned_write pin(map.page(3));
+
+	parent.truncate(page_size);
+	pin.write(7);
+	parent.truncate(16 * page_size);
+	EXPECT_TRUE(is_all(parent.read_page(3), 0));
+	EXPECT_TRUE(is_all(map.page(3), 0));
 }
 
 class granule_memory : public granules {};

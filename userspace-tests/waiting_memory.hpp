@@ -4,6 +4,8 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -13,6 +15,8 @@
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #include <linux/userfaultfd.h>
 
@@ -112,6 +116,32 @@ private:
 
 	unique_fd uffd_;
 	mapping memory_;
+};
+
+/* Pins a page from the start, and writes to it by that when it is told to. */
+class pinned_write {
+public:
+	explicit pinned_write(std::span<std::byte> page)
+	{
+		call_.emplace([this, page] {
+			const iovec local = {source_.data(), page.size()};
+			const iovec remote = {page.data(), page.size()};
+
+			return ::process_vm_writev(::getpid(), &local, 1, &remote,
+						   1, 0);
+		});
+		source_.await();
+	}
+
+	void write(unsigned int value)
+	{
+		source_.provide(value);
+		call_->expect(page_size);
+	}
+
+private:
+	waiting_memory source_;
+	std::optional<call_in_a_thread> call_;
 };
 
 } // namespace cowsnap_test
