@@ -164,6 +164,15 @@ cowsnap_page_in_granule(const struct cowsnap_region *region, u64 pgoff)
 	return pgoff & (cowsnap_granule_pages(region) - 1);
 }
 
+/* The page at @pgoff of the region, whose granule there is @granule. */
+static inline struct page *cowsnap_page_at(const struct cowsnap_region *region,
+					   struct cowsnap_granule *granule,
+					   u64 pgoff)
+{
+	return cowsnap_granule_page(granule,
+				    cowsnap_page_in_granule(region, pgoff));
+}
+
 static inline struct cowsnap_stripe *
 cowsnap_stripe(struct cowsnap_region *region, u64 index)
 {

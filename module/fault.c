@@ -219,9 +219,7 @@ static int insert_window(struct window *window, bool writable)
 static bool is_broken(struct cowsnap_region *region, struct vm_fault *vmf,
 		      struct cowsnap_granule *granule)
 {
-	unsigned int n = cowsnap_page_in_granule(region, vmf->pgoff);
-
-	return PageHWPoison(cowsnap_granule_page(granule, n));
+	return PageHWPoison(cowsnap_page_at(region, granule, vmf->pgoff));
 }
 
 static int upgrade_pte(pte_t *ptep, unsigned long addr, void *data)
@@ -363,11 +361,8 @@ static vm_fault_t snapshot_fault(struct vm_fault *vmf)
 		err = insert_window(&window, false);
 		return fault_result(region, vmf, err);
 	}
-	vmf->page = granule ?
-		    cowsnap_granule_page(granule,
-					 cowsnap_page_in_granule(region,
-								 vmf->pgoff)) :
-		    zero_page;
+	vmf->page = granule ? cowsnap_page_at(region, granule, vmf->pgoff) :
+			      zero_page;
 	get_page(vmf->page);
 	fault_result(region, vmf, 0);
 	return 0;

@@ -35,9 +35,7 @@ struct page *cowsnap_region_page_get(struct cowsnap_region *region, u64 pgoff)
 		stripe = cowsnap_stripe_lock(region, index);
 	granule = cowsnap_tree_lookup(&region->tree, index);
 	if (granule) {
-		page = cowsnap_granule_page(granule,
-					    cowsnap_page_in_granule(region,
-								    pgoff));
+		page = cowsnap_page_at(region, granule, pgoff);
 		get_page(page);
 	}
 	if (stripe)
@@ -108,9 +106,7 @@ static ssize_t write_page(struct cowsnap_region *region, loff_t pos,
 	granule = cowsnap_granule_write(region, index, NULL);
 	done = PTR_ERR_OR_ZERO(granule);
 	if (!done) {
-		page = cowsnap_granule_page(granule,
-					    cowsnap_page_in_granule(region,
-								    pgoff));
+		page = cowsnap_page_at(region, granule, pgoff);
 		done = -EIO;
 		if (!PageHWPoison(page))
 			done = copy_page_from_iter_atomic(page,

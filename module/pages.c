@@ -33,16 +33,25 @@ static struct folio *alloc_folio(unsigned int order, bool zero)
 	return folio;
 }
 
+/* The folio at page *@n, and moves *@n behind it; NULL behind the last. */
+static struct folio *next_folio(struct cowsnap_pieces *pieces, unsigned int *n)
+{
+	struct folio *folio;
+
+	if (*n == pieces->nr)
+		return NULL;
+	folio = page_folio(pieces->page[*n]);
+	*n += folio_nr_pages(folio);
+	return folio;
+}
+
 static void free_pieces(struct cowsnap_pieces *pieces)
 {
+	struct folio *folio;
 	unsigned int n = 0;
 
-	while (n < pieces->nr) {
-		struct folio *folio = page_folio(pieces->page[n]);
-
-		n += folio_nr_pages(folio);
+	while ((folio = next_folio(pieces, &n)))
 		folio_put(folio);
-	}
 	kvfree(pieces);
 }
 
@@ -162,15 +171,12 @@ void cowsnap_granule_release(struct cowsnap_account *account,
 long cowsnap_pieces_sum(struct cowsnap_pieces *pieces,
 			long (*count)(struct folio *folio))
 {
+	struct folio *folio;
 	unsigned int n = 0;
 	long sum = 0;
 
-	while (n < pieces->nr) {
-		struct folio *folio = page_folio(pieces->page[n]);
-
-		n += folio_nr_pages(folio);
+	while ((folio = next_folio(pieces, &n)))
 		sum += count(folio);
-	}
 	return sum;
 }
 
@@ -178,13 +184,16 @@ long cowsnap_pieces_sum(struct cowsnap_pieces *pieces,
 bool cowsnap_granule_has(struct cowsnap_granule *granule, struct page *page)
 {
 	struct cowsnap_pieces *pieces = cowsnap_granule_pieces(granule);
-	unsigned int n;
+	struct folio *folio;
+	unsigned int n = 0;
 
-	for (n = 0; pieces && n < pieces->nr; n++) {
-		if (page_folio(page) == page_folio(pieces->page[n]))
+	if (likely(!pieces))
+		return page_folio(page) == cowsnap_granule_folio(granule);
+	while ((folio = next_folio(pieces, &n))) {
+		if (page_folio(page) == folio)
 			return true;
 	}
-	return !pieces && page_folio(page) == cowsnap_granule_folio(granule);
+	return false;
 }
 
 /* The bytes [@from, ...) of a granule, up to @to or the end of their page. */

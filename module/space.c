@@ -104,6 +104,8 @@ static int shrink(struct cowsnap_region *region, loff_t length,
 {
 	u64 granule = cowsnap_granule_size(region);
 	u64 first = DIV_ROUND_UP((u64)length, granule);
+	u64 behind = DIV_ROUND_UP((u64)length, PAGE_SIZE);
+	u64 cut = first * cowsnap_granule_pages(region) - behind;
 	loff_t old = i_size_read(region->inode);
 	int err;
 
@@ -111,8 +113,9 @@ static int shrink(struct cowsnap_region *region, loff_t length,
 	if (err)
 		return err;
 	set_length(region, length);
-	cowsnap_region_zap_pages(region, DIV_ROUND_UP((u64)length, PAGE_SIZE),
-				 0);
+	/* Of the last granule; the others are zapped when they are removed. */
+	if (cut)
+		cowsnap_region_zap_pages(region, behind, cut);
 	err = remove_granules(region, first, COWSNAP_INDEX_MAX, trash);
 	if (err) {
 		set_length(region, old);
