@@ -66,29 +66,6 @@ int misnumbered(std::span<const std::byte> bytes, unsigned int first)
 	return -1;
 }
 
-/* The figures of /proc/self/smaps for the mapping at @address, in bytes. */
-std::map<std::string, std::uint64_t> smaps(const void *address)
-{
-	std::ifstream file("/proc/self/smaps");
-	std::map<std::string, std::uint64_t> figures;
-	std::ostringstream start;
-	std::string line;
-	bool ours = false;
-
-	start << std::hex << reinterpret_cast<std::uintptr_t>(address) << '-';
-	while (std::getline(file, line)) {
-		std::istringstream words(line);
-		std::string key;
-		std::uint64_t value = 0;
-
-		if (line.find('-') < line.find(' ') && line.find(':') > line.find(' '))
-			ours = line.starts_with(start.str());
-		else if (ours && words >> key >> value)
-			figures[key] = value * 1024;
-	}
-	return figures;
-}
-
 /*
  * Runs @first here and @second in another thread at the same time, @rounds times,
  * each time after @prepare.  None of them may throw.

@@ -119,14 +119,18 @@ public:
 		data_ = std::exchange(target.data_, nullptr);
 	}
 
+protected:
+	/* Takes over what is mapped already. */
+	mapping(std::byte *data, std::size_t size) : data_(data), size_(size) {}
+
+	std::byte *data_ = nullptr;
+	std::size_t size_ = 0;
+
 private:
 	std::uint64_t *word(std::size_t page) const
 	{
 		return reinterpret_cast<std::uint64_t *>(data_ + page * page_size);
 	}
-
-	std::byte *data_ = nullptr;
-	std::size_t size_ = 0;
 };
 
 inline mapping anonymous(std::size_t size)

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <fstream>
+#include <map>
+#include <sstream>
 #include <string>
 #include <string_view>
 
@@ -35,6 +37,29 @@ inline std::uint64_t available_memory()
 {
 	return sum_of("/proc/meminfo", "MemAvailable:") * 1024 +
 	       sum_of("/proc/zoneinfo", "count:") * page_size;
+}
+
+/* The figures of /proc/self/smaps for the mapping at @address, in bytes. */
+inline std::map<std::string, std::uint64_t> smaps(const void *address)
+{
+	std::ifstream file("/proc/self/smaps");
+	std::map<std::string, std::uint64_t> figures;
+	std::ostringstream start;
+	std::string line;
+	bool ours = false;
+
+	start << std::hex << reinterpret_cast<std::uintptr_t>(address) << '-';
+	while (std::getline(file, line)) {
+		std::istringstream words(line);
+		std::string key;
+		std::uint64_t value = 0;
+
+		if (line.find('-') < line.find(' ') && line.find(':') > line.find(' '))
+			ours = line.starts_with(start.str());
+		else if (ours && words >> key >> value)
+			figures[key] = value * 1024;
+	}
+	return figures;
 }
 
 /* What /proc/PID/pagemap tells of one page of this process; frames to root. */

@@ -161,29 +161,6 @@ TEST_F(sharing, exclusive_is_what_closing_gives_back)
 	EXPECT_EQ(held_pages(), 0u);
 }
 
-/* The figures of /proc/self/smaps for the mapping, in bytes. */
-std::map<std::string, std::uint64_t> smaps(const mapping &map)
-{
-	std::ifstream file("/proc/self/smaps");
-	std::map<std::string, std::uint64_t> figures;
-	std::ostringstream start;
-	std::string line;
-	bool ours = false;
-
-	start << std::hex << reinterpret_cast<std::uintptr_t>(map.data()) << '-';
-	while (std::getline(file, line)) {
-		std::istringstream words(line);
-		std::string key;
-		std::uint64_t value = 0;
-
-		if (line.find('-') < line.find(' ') && line.find(':') > line.find(' '))
-			ours = line.starts_with(start.str());
-		else if (ours && words >> key >> value)
-			figures[key] = value * 1024;
-	}
-	return figures;
-}
-
 TEST_F(sharing, shows_in_smaps)
 {
 	const region parent = numbered(pages);
@@ -192,8 +169,8 @@ TEST_F(sharing, shows_in_smaps)
 	EXPECT_EQ(map.load(0), 0x0101010101010101u);
 	for (std::size_t page = 0; page < pages; page++)
 		map.store(page, page);
-	EXPECT_EQ(smaps(map)["Rss:"], pages * page_size);
-	EXPECT_EQ(smaps(map)["Pss:"], pages * page_size);
+	EXPECT_EQ(smaps(map.data())["Rss:"], pages * page_size);
+	EXPECT_EQ(smaps(map.data())["Pss:"], pages * page_size);
 
 	const region child = parent.fork();
 	const mapping child_map = child.map();
@@ -201,15 +178,15 @@ TEST_F(sharing, shows_in_smaps)
 	for (std::size_t page = 0; page < pages; page++)
 		ASSERT_EQ(map.load(page), child_map.load(page));
 	for (const mapping *shown : {&map, &child_map}) {
-		EXPECT_EQ(smaps(*shown)["Rss:"], pages * page_size);
-		EXPECT_EQ(smaps(*shown)["Pss:"], pages * page_size / 2);
+		EXPECT_EQ(smaps(shown->data())["Rss:"], pages * page_size);
+		EXPECT_EQ(smaps(shown->data())["Pss:"], pages * page_size / 2);
 	}
 	/* A quarter of it is not shared any more. */
 	for (std::size_t page = 0; page < pages / 4; page++)
 		child_map.store(page, 1);
 	for (const mapping *shown : {&map, &child_map}) {
-		EXPECT_EQ(smaps(*shown)["Rss:"], pages * page_size);
-		EXPECT_EQ(smaps(*shown)["Pss:"],
+		EXPECT_EQ(smaps(shown->data())["Rss:"], pages * page_size);
+		EXPECT_EQ(smaps(shown->data())["Pss:"],
 			  pages * page_size / 4 + pages * page_size * 3 / 8);
 	}
 }

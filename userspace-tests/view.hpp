@@ -14,7 +14,7 @@
 
 namespace cowsnap_test {
 
-class view {
+class view : public mapping {
 public:
 	view() = default;
 	/*
@@ -30,37 +30,6 @@ public:
 			   static_cast<off_t>(offset)) == MAP_FAILED)
 			check(-1, "mmap");
 	}
-	view(view &&other) noexcept
-		: data_(std::exchange(other.data_, nullptr)),
-		  size_(std::exchange(other.size_, 0))
-	{
-	}
-	view &operator=(view &&other) noexcept
-	{
-		std::swap(data_, other.data_);
-		std::swap(size_, other.size_);
-		return *this;
-	}
-	~view()
-	{
-		if (data_)
-			::munmap(data_, size_);
-	}
-
-	std::byte *data() const noexcept { return data_; }
-	std::size_t size() const noexcept { return size_; }
-	std::size_t pages() const noexcept { return size_ / page_size; }
-	std::span<std::byte> bytes() const noexcept { return {data_, size_}; }
-	std::span<std::byte> page(std::size_t index) const
-	{
-		return bytes().subspan(index * page_size, page_size);
-	}
-
-	void protect(int prot) const
-	{
-		check(::mprotect(data_, size_, prot), "mprotect");
-	}
-
 	/* Gives what lies before @front and behind @front + @size back. */
 	void shrink(std::size_t front, std::size_t size)
 	{
@@ -85,7 +54,7 @@ public:
 	}
 
 private:
-	view(std::byte *data, std::size_t size) : data_(data), size_(size) {}
+	view(std::byte *data, std::size_t size) : mapping(data, size) {}
 
 	/* Reserves @size bytes whose address is @offset's modulo @alignment. */
 	static std::byte *place(std::uint64_t offset, std::size_t size,
@@ -108,9 +77,6 @@ private:
 		::munmap(start + front + size, alignment - front);
 		return start + front;
 	}
-
-	std::byte *data_ = nullptr;
-	std::size_t size_ = 0;
 };
 
 } // namespace cowsnap_test
