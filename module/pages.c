@@ -45,13 +45,35 @@ static struct folio *next_folio(struct cowsnap_pieces *pieces, unsigned int *n)
 	return folio;
 }
 
+static bool has_failed_page(struct folio *folio)
+{
+	long n;
+
+	for (n = 0; n < folio_nr_pages(folio); n++) {
+		if (PageHWPoison(folio_page(folio, n)))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The allocator keeps a page that failed when it comes back alone, but would hand
+ * it out again as a part of a large folio; so such a one stays away for good.
+ */
+static void put_folio(struct folio *folio)
+{
+	if (folio_test_large(folio) && unlikely(has_failed_page(folio)))
+		return;
+	folio_put(folio);
+}
+
 static void free_pieces(struct cowsnap_pieces *pieces)
 {
 	struct folio *folio;
 	unsigned int n = 0;
 
 	while ((folio = next_folio(pieces, &n)))
-		folio_put(folio);
+		put_folio(folio);
 	kvfree(pieces);
 }
 
@@ -156,7 +178,7 @@ void __cowsnap_granule_free(struct cowsnap_granule *granule)
 	if (unlikely(pieces))
 		free_pieces(pieces);
 	else
-		folio_put(cowsnap_granule_folio(granule));
+		put_folio(cowsnap_granule_folio(granule));
 }
 
 /* Drops a leaf's, or a not yet stored, reference. */

@@ -535,6 +535,44 @@ TEST_F(broken_memory, is_told_to_who_touches_it)
 	EXPECT_EQ(signal_of_load(map.page(broken + 1).data()), 0);
 }
 
+/*
+ * The kernel keeps single pages that failed from its allocator, but not those that
+ * are freed as a part of a large folio.
+ */
+TEST_F(broken_memory, is_given_to_nobody_else)
+{
+	constexpr std::uint64_t in_a_folio = 1 << 15 | 1 << 16, failed = 1 << 19;
+	const unique_fd flags(::open("/proc/kpageflags", O_RDONLY | O_CLOEXEC));
+	std::uint64_t found = 0;
+
+	ASSERT_TRUE(flags);
+	for (const bool shared : {false, true}) {
+		const region large = dev.create(1 << 16, 0, {}, 16);
+		const mapping large_map = large.map();
+
+		large_map.store(0, 1);
+
+		const std::uint64_t frame =
+			page_entry(large_map.page(broken).data()).frame();
+		const int error = advise_error(large_map.page(broken),
+					       MADV_HWPOISON);
+
+		if (error == EINVAL)
+			GTEST_SKIP() << "this kernel does not handle memory errors";
+		/* 6.12 has a word of its own for large folios. */
+		ASSERT_TRUE(error == EBUSY || error == EHWPOISON) << error;
+		if (shared)
+			(void)large.snapshot();
+		large.punch(0, 1 << 16);
+		ASSERT_EQ(large.stat().referenced, 0u);
+		ASSERT_EQ(::pread(flags.get(), &found, sizeof(found),
+				  static_cast<off_t>(frame * sizeof(found))),
+			  static_cast<ssize_t>(sizeof(found)));
+		EXPECT_EQ(found & failed, failed);
+		EXPECT_NE(found & in_a_folio, 0u);
+	}
+}
+
 /* Of /proc/meminfo, in bytes. */
 std::uint64_t meminfo(std::string_view key)
 {
