@@ -52,6 +52,20 @@ static inline void cowsnap_vm_flags_mod(struct vm_area_struct *vma,
 #define cowsnap_splice_read copy_splice_read
 #endif
 
+/*
+ * Zaps one page of a VMA whose i_mmap tree is locked.  6.3 exported a function for
+ * one VMA in place of one that went on to its neighbours.
+ */
+static inline void cowsnap_zap_page(struct vm_area_struct *vma,
+				    unsigned long addr)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
+	zap_page_range(vma, addr, PAGE_SIZE);
+#else
+	zap_page_range_single(vma, addr, PAGE_SIZE, NULL);
+#endif
+}
+
 /* 6.6 gave pte_mkwrite() a VMA, for shadow stacks, and kept the plain one. */
 static inline pte_t cowsnap_pte_mkwrite(pte_t pte)
 {

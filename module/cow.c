@@ -11,36 +11,38 @@
  *   region alone.
  *
  * It is opened under the stripe before the first such entry is made, and is closed
- * only with the region stopped, after its entries were zapped and it was seen that
- * nothing else refers to the page (protect.c). What is still open then is copied.
+ * only with the region stopped, after its entries were write-protected and it was seen
+ * that nothing else refers to the page (protect.c). What is still open then is copied.
  *
- * Point in time follows.  Let T be the moment when FORK, with the
- * region stopped, has finished the last zap and its TLB flush.
+ * Point in time follows.  Let T be the moment when FORK, with the region stopped, has
+ * write-protected and cleaned the last entry of what is open and every TLB is flushed.
  *
- * - A store through an entry that was there before the zap: the zap clears it and
- *   flushes the TLBs before it returns, so the store came before T, to a page
- *   that the snapshot gets.
+ * - A store through an entry that was writable before: it was protected under the page
+ *   table lock, and the TLBs of every address space that had such an entry were
+ *   flushed before T (wrprotect.c), so the store came before T, to a page that the
+ *   snapshot gets.  The VMA, and with it the entry, cannot be unmapped
+ *   meanwhile without its own flush: the i_mmap lock keeps it linked.
  * - A store that faults: its handler needs the stripe.  It had it before the stop,
- *   which waits until it has installed the entry and let go, so FORK zaps that entry;
- *   or it gets it after FORK, and finds the granule clean and shared: a copy.
+ *   which waits until it has installed the entry and let go, so FORK protects that
+ *   entry; or it gets it after FORK, and finds the granule clean and shared: a copy.
  *   The handler installs the entry itself under the stripe; what it returns
  *   (VM_FAULT_NOPAGE) makes the core install nothing.  So there is no window
  *   between its return and the entry turning writable.
  * - write(2) copies under the stripe, to an open granule.
  * - mprotect(PROT_READ) and back makes an entry writable without asking if it is
  *   dirty.  Only entries of open granules are ever made dirty, and those are
- *   zapped.
+ *   cleaned.
  * - A pin (O_DIRECT, io_uring, vmsplice, process_vm_writev) needs no entry later
  *   on.  get_user_pages_fast() takes its reference and then looks whether the
- *   entry is still there; the zap clears the entry and then, after the flush, FORK
- *   looks at the reference count: one of them sees the other.  A page that is
- *   referenced is copied for the child and stays open in the parent.
+ *   entry is still the same; FORK changes the entry and then, after the flush, looks
+ *   whether there are more references than entries: one of them sees the other.  A
+ *   page that is referenced is copied for the child and stays open in the parent.
  * - truncate, fork(2) and mremap of a mapper, a second FORK: stop the region as
- *   well; or move entries under the locks that the zap takes, in an order in which
+ *   well; or move entries under the locks that FORK takes, in an order in which
  *   it finds them.
  *
  * So at T no store can reach a page that the snapshot shares, and none was lost:
- * until a page's zap its stores go to the page that is shared at T.
+ * until its entry is protected a page's stores go to the page that is shared at T.
  */
 #include "cowsnap.h"
 #include "trace.h"
@@ -76,19 +78,8 @@ void cowsnap_region_zap(struct cowsnap_region *region, u64 index, u64 nr)
  */
 static bool sole_owner(struct cowsnap_granule *granule, struct page *held)
 {
-	long references;
-
-	if (cowsnap_granule_shared(granule))
-		return false;
-	references = cowsnap_granule_references(granule);
-	/*
-	 * An entry that goes away drops the map count first and the reference
-	 * then, so reading them in this order errs towards a copy only.
-	 */
-	smp_rmb();
-	if (held && cowsnap_granule_has(granule, held))
-		references--;
-	return references == cowsnap_granule_mapcount(granule);
+	return !cowsnap_granule_shared(granule) &&
+	       cowsnap_granule_only_mapped(granule, held);
 }
 
 /**
@@ -133,6 +124,26 @@ static struct cowsnap_granule *fill_hole(struct cowsnap_region *region,
 	return granule;
 }
 
+/* How many pages to zap at once, when it is known that they will be copied. */
+#define ZAP_AHEAD	64U
+
+/*
+ * How many granules to zap when one of them is copied: as many ahead as were written
+ * in a row behind.  A zap of many costs little more than one, and who writes one
+ * after the other will write them.
+ */
+static u64 zap_ahead(struct cowsnap_region *region, struct cowsnap_node *leaf,
+		     u64 index)
+{
+	unsigned int most = max(ZAP_AHEAD / cowsnap_granule_pages(region), 1U);
+	unsigned int behind = cowsnap_tree_dirty_run(&region->tree, leaf, index);
+
+	if (behind < COWSNAP_LEAF_SLOTS)
+		most = min3(most, behind + 1,
+			    cowsnap_leaf_clean_run(leaf, index));
+	return most;
+}
+
 static struct cowsnap_granule *copy_shared(struct cowsnap_region *region,
 					   u64 index, struct cowsnap_node *leaf)
 {
@@ -144,16 +155,17 @@ static struct cowsnap_granule *copy_shared(struct cowsnap_region *region,
 	if (IS_ERR(new))
 		return new;
 	trace_cowsnap_copy(region, index, false);
-	cowsnap_leaf_store(leaf, index, new);
-	cowsnap_granule_open(region, leaf, index);
-	stripe->counts.copies++;
 	/*
 	 * Nobody may read the old pages through this region once the new ones can
 	 * be written: zap first, map later.  The mappings that make them mapped
 	 * may all be those of another member; the zap finds nothing then.
 	 */
 	if (cowsnap_granule_mapped(old))
-		cowsnap_region_zap(region, index, 1);
+		cowsnap_region_zap(region, index,
+				   zap_ahead(region, leaf, index));
+	cowsnap_leaf_store(leaf, index, new);
+	cowsnap_granule_open(region, leaf, index);
+	stripe->counts.copies++;
 	cowsnap_granule_release(account, old);
 	return new;
 }
@@ -177,10 +189,13 @@ struct cowsnap_granule *cowsnap_granule_write(struct cowsnap_region *region,
 	struct cowsnap_node *leaf;
 
 	lockdep_assert_held(&stripe->lock);
-	granule = cowsnap_tree_lookup(&region->tree, index);
+	leaf = cowsnap_tree_owned(&region->tree, index);
+	granule = leaf ? cowsnap_leaf_granule(leaf, index) :
+			 cowsnap_tree_lookup(&region->tree, index);
 	if (!granule)
 		return fill_hole(region, index);
-	leaf = cowsnap_tree_own(&region->tree, index);
+	if (!leaf)
+		leaf = cowsnap_tree_own(&region->tree, index);
 	if (!leaf)
 		return ERR_PTR(-ENOMEM);
 	if (!cowsnap_leaf_is_dirty(leaf, index)) {

@@ -15,7 +15,7 @@
  *           tree->lock           the shape of the tree
  *             (allocation)       reclaim calls nothing of ours
  *           mapping->i_mmap_rwsem, page table lock
- *                                taken by the core for zap and insert
+ *                                to zap, to insert and to protect
  *
  * A fault takes one stripe and no fork_lock, but waits where the region is stopped.
  * Who stops a region, under its fork_lock, has as good as all of its stripes: nobody
@@ -60,6 +60,11 @@ struct cowsnap_family {
 
 /* A power of two: enough for the CPUs to spread, few enough to take them all. */
 #define COWSNAP_STRIPES	32
+
+/* Neighbours share a stripe: who reads on and on maps so many pages in one fault. */
+#define COWSNAP_STRIPE_SHIFT	6
+
+static_assert(COWSNAP_STRIPE_SHIFT >= COWSNAP_LEAF_SHIFT);
 
 /**
  * struct cowsnap_counts - what happened in a stripe, or in a whole region
@@ -176,7 +181,7 @@ static inline struct page *cowsnap_page_at(const struct cowsnap_region *region,
 static inline struct cowsnap_stripe *
 cowsnap_stripe(struct cowsnap_region *region, u64 index)
 {
-	return &region->stripes[(index >> COWSNAP_LEAF_SHIFT) &
+	return &region->stripes[(index >> COWSNAP_STRIPE_SHIFT) &
 				(COWSNAP_STRIPES - 1)];
 }
 
@@ -198,8 +203,27 @@ void cowsnap_region_let_in(struct cowsnap_region *region);
 void cowsnap_region_stop(struct cowsnap_region *region);
 void cowsnap_region_resume(struct cowsnap_region *region);
 
+/**
+ * struct cowsnap_runs - granules, in runs of neighbours
+ * @nr: how many runs
+ * @run: the first granule of each, and how many they are
+ */
+struct cowsnap_runs {
+	unsigned int nr;
+	struct {
+		u64 first;
+		u64 nr;
+	} run[32];
+};
+
+/* wrprotect.c */
+void cowsnap_region_wrprotect(struct cowsnap_region *region,
+			      const struct cowsnap_runs *runs);
+
 /* protect.c: closing granules */
-bool cowsnap_granule_pinned(struct cowsnap_granule *granule);
+bool cowsnap_region_pinned(struct cowsnap_region *region, u64 index,
+			   struct cowsnap_granule *granule);
+void cowsnap_region_protect_open(struct cowsnap_region *region);
 void cowsnap_region_protect_first(struct cowsnap_region *region);
 int cowsnap_region_prepare(struct cowsnap_region *region, u64 budget,
 			   u64 *left);

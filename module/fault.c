@@ -19,8 +19,10 @@
 #include <linux/printk.h>
 #include <linux/sched.h>
 
+#include "around.h"
 #include "compat.h"
 #include "cowsnap.h"
+#include "entries.h"
 #include "trace.h"
 
 /* What every hole of every region reads as; only ever mapped read-only. */
@@ -64,13 +66,14 @@ static u64 fault_index(struct cowsnap_region *region, struct vm_fault *vmf)
 	return cowsnap_page_index(region, vmf->pgoff);
 }
 
-/* Reading maps this many pages of a granule at once, as the core does for files. */
+/* Reading maps this many pages of a large granule at once, as the core does for files. */
 #define READ_WINDOW	16U
 
 /**
- * struct window - the pages of one granule that one fault maps
+ * struct window - the pages that one fault maps
  * @vmf: the fault, on one of them
- * @granule: NULL for a hole
+ * @granule: that one's; NULL for a hole
+ * @page: the pages, NULL for one to be left alone; NULL when all are @granule's
  * @addr: where the first of them is mapped
  * @first: which page of the granule that is
  * @nr: how many there are
@@ -79,6 +82,7 @@ static u64 fault_index(struct cowsnap_region *region, struct vm_fault *vmf)
 struct window {
 	struct vm_fault *vmf;
 	struct cowsnap_granule *granule;
+	struct page **page;
 	unsigned long addr;
 	unsigned int first;
 	unsigned int nr;
@@ -91,41 +95,40 @@ static void window_init(struct window *window, struct cowsnap_region *region,
 			unsigned int most)
 {
 	struct vm_area_struct *vma = vmf->vma;
-	u64 first = vmf->pgoff;
-	u64 end = first + 1;
+	u64 first, end;
 
-	most = min(most, cowsnap_granule_pages(region));
-	if (most > 1) {
-		first = round_down(first, most);
-		end = min(first + most, region_pages(vmf));
-		first = max_t(u64, first, vma->vm_pgoff);
-		end = min(end, (u64)vma->vm_pgoff + vma_pages(vma));
-	}
 	window->vmf = vmf;
 	window->granule = granule;
-	window->addr = (vmf->address & PAGE_MASK) -
-		       ((vmf->pgoff - first) << PAGE_SHIFT);
+	window->page = NULL;
+	window->addr = vmf->address & PAGE_MASK;
+	window->first = 0;
+	window->nr = 1;
+	window->upgraded = 0;
+	most = min(most, cowsnap_granule_pages(region));
+	if (most == 1)
+		return;
+	first = round_down(vmf->pgoff, most);
+	end = min(first + most, region_pages(vmf));
+	first = max_t(u64, first, vma->vm_pgoff);
+	end = min(end, (u64)vma->vm_pgoff + vma_pages(vma));
+	window->addr -= (vmf->pgoff - first) << PAGE_SHIFT;
 	window->first = cowsnap_page_in_granule(region, first);
 	window->nr = end - first;
-	window->upgraded = 0;
 }
 
 static struct page *window_page(struct window *window, unsigned int n)
 {
+	if (window->page)
+		return window->page[n];
 	return window->granule ?
 	       cowsnap_granule_page(window->granule, window->first + n) :
 	       zero_page;
 }
 
-static vm_fault_t fault_result(struct cowsnap_region *region,
-			       struct vm_fault *vmf, int err)
+static noinline vm_fault_t fault_error(struct cowsnap_region *region,
+				       struct vm_fault *vmf, int err)
 {
-	trace_cowsnap_fault(region, vmf->pgoff, vmf->flags & FAULT_FLAG_WRITE,
-			    err);
 	switch (err) {
-	case 0:
-	case -EBUSY:
-		return VM_FAULT_NOPAGE;
 	case -ENOMEM:
 		return VM_FAULT_OOM;
 	case -EHWPOISON:
@@ -136,6 +139,16 @@ static vm_fault_t fault_result(struct cowsnap_region *region,
 			 (u64)vmf->pgoff << PAGE_SHIFT, region->id, err);
 		return VM_FAULT_SIGBUS;
 	}
+}
+
+static vm_fault_t fault_result(struct cowsnap_region *region,
+			       struct vm_fault *vmf, int err)
+{
+	trace_cowsnap_fault(region, vmf->pgoff, vmf->flags & FAULT_FLAG_WRITE,
+			    err);
+	if (likely(!err || err == -EBUSY))
+		return VM_FAULT_NOPAGE;
+	return fault_error(region, vmf, err);
 }
 
 /* How many pages go to vm_insert_pages() at once. */
@@ -157,7 +170,7 @@ static noinline int insert_many(struct window *window,
 		for (i = 0; i < batch; i++) {
 			pages[i] = window_page(window, n + i);
 			/* Not the one of the fault, which may do without. */
-			if (PageHWPoison(pages[i]))
+			if (!pages[i] || PageHWPoison(pages[i]))
 				break;
 		}
 		if (!i) {
@@ -216,26 +229,33 @@ static int insert_window(struct window *window, bool writable)
 }
 
 /* The page of the fault is in memory that failed. */
-static bool is_broken(struct cowsnap_region *region, struct vm_fault *vmf,
-		      struct cowsnap_granule *granule)
+static bool is_broken(struct window *window)
 {
-	return PageHWPoison(cowsnap_page_at(region, granule, vmf->pgoff));
+	unsigned long ahead = window->vmf->address - window->addr;
+
+	return PageHWPoison(window_page(window, ahead >> PAGE_SHIFT));
 }
 
-static int upgrade_pte(pte_t *ptep, unsigned long addr, void *data)
+/* Makes an entry writable, if it is one for @page. */
+static bool upgrade_pte(struct mm_struct *mm, unsigned long addr, pte_t *ptep,
+			struct page *page)
+{
+	pte_t pte = ptep_get(ptep);
+
+	if (!pte_present(pte) || pte_pfn(pte) != page_to_pfn(page))
+		return false;
+	pte = pte_mkyoung(pte_mkdirty(cowsnap_pte_mkwrite(pte)));
+	set_pte_at(mm, addr, ptep, pte);
+	return true;
+}
+
+static void upgrade_in_window(pte_t *ptep, unsigned long addr, void *data)
 {
 	struct window *window = data;
 	unsigned int n = (addr - window->addr) >> PAGE_SHIFT;
-	struct vm_fault *vmf = window->vmf;
-	pte_t pte = ptep_get(ptep);
 
-	if (!pte_present(pte) ||
-	    pte_pfn(pte) != page_to_pfn(window_page(window, n)))
-		return 0;
-	pte = pte_mkyoung(pte_mkdirty(cowsnap_pte_mkwrite(pte)));
-	set_pte_at(vmf->vma->vm_mm, addr, ptep, pte);
-	window->upgraded++;
-	return 0;
+	window->upgraded += upgrade_pte(window->vmf->vma->vm_mm, addr, ptep,
+					window_page(window, n));
 }
 
 /*
@@ -244,25 +264,23 @@ static int upgrade_pte(pte_t *ptep, unsigned long addr, void *data)
  */
 static bool upgrade_window(struct window *window)
 {
-	apply_to_page_range(window->vmf->vma->vm_mm, window->addr,
-			    window->nr * PAGE_SIZE, upgrade_pte, window);
+	cowsnap_entries_visit(window->vmf->vma->vm_mm, window->addr,
+			      window->addr + window->nr * PAGE_SIZE,
+			      upgrade_in_window, window);
 	return window->upgraded == window->nr;
 }
 
-static int write_fault(struct cowsnap_region *region, struct vm_fault *vmf)
+/* All of a granule that was copied, or is the region's own, may be written. */
+static noinline int write_window(struct cowsnap_region *region,
+				 struct vm_fault *vmf,
+				 struct cowsnap_granule *granule)
 {
-	struct cowsnap_granule *granule;
 	struct window window;
 	int err;
 
-	granule = cowsnap_granule_write(region, fault_index(region, vmf),
-					vmf->page);
-	if (IS_ERR(granule))
-		return PTR_ERR(granule);
-	if (is_broken(region, vmf, granule))
-		return -EHWPOISON;
-	/* It was copied, or is the region's own: all of it may be written. */
 	window_init(&window, region, vmf, granule, UINT_MAX);
+	if (is_broken(&window))
+		return -EHWPOISON;
 	if (vmf->page && cowsnap_granule_has(granule, vmf->page) &&
 	    upgrade_window(&window))
 		return 0;
@@ -273,6 +291,69 @@ static int write_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 	return err;
 }
 
+/**
+ * struct upgrade - making the entry of a fault writable
+ * @vmf: the fault
+ * @done: it is
+ */
+struct upgrade {
+	struct vm_fault *vmf;
+	bool done;
+};
+
+static void upgrade_of_fault(pte_t *ptep, unsigned long addr, void *data)
+{
+	struct upgrade *upgrade = data;
+	struct vm_fault *vmf = upgrade->vmf;
+
+	upgrade->done = upgrade_pte(vmf->vma->vm_mm, addr, ptep, vmf->page);
+}
+
+static int write_fault(struct cowsnap_region *region, struct vm_fault *vmf)
+{
+	struct upgrade upgrade = { .vmf = vmf };
+	struct cowsnap_granule *granule;
+	unsigned long addr = vmf->address & PAGE_MASK;
+
+	granule = cowsnap_granule_write(region, fault_index(region, vmf),
+					vmf->page);
+	if (IS_ERR(granule))
+		return PTR_ERR(granule);
+	/* One page, which is there and was the region's own: it shall be quick. */
+	if (vmf->page == cowsnap_granule_head(granule) &&
+	    cowsnap_granule_pages(region) == 1 && !PageHWPoison(vmf->page))
+		cowsnap_entries_visit_table(vmf->vma->vm_mm, vmf->pmd, addr,
+					    addr + PAGE_SIZE, upgrade_of_fault,
+					    &upgrade);
+	return upgrade.done ? 0 : write_window(region, vmf, granule);
+}
+
+/* Maps what is in a small granule together with what is around it. */
+static noinline int insert_around(struct window *window,
+				  struct cowsnap_region *region, bool writable)
+{
+	struct vm_fault *vmf = window->vmf;
+	struct cowsnap_around around;
+
+	cowsnap_look_around(&around, region, vmf, region_pages(vmf),
+			    writable);
+	window->page = around.page;
+	window->addr = around.addr;
+	window->nr = around.nr;
+	return insert_window(window, writable);
+}
+
+/* Maps data that is read; writable when it may be, for it to be written then. */
+static int insert_data(struct window *window, struct cowsnap_region *region,
+		       bool writable)
+{
+	if (is_broken(window))
+		return -EHWPOISON;
+	if (cowsnap_granule_pages(region) < READ_WINDOW)
+		return insert_around(window, region, writable);
+	return insert_window(window, writable);
+}
+
 static int read_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 {
 	u64 index = fault_index(region, vmf);
@@ -280,14 +361,12 @@ static int read_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 	struct window window;
 
 	granule = cowsnap_tree_lookup(&region->tree, index);
-	if (granule && is_broken(region, vmf, granule))
-		return -EHWPOISON;
 	window_init(&window, region, vmf, granule, READ_WINDOW);
 	if (granule)
 		/* What may be written already need not fault again for it. */
-		return insert_window(&window,
-				     (vmf->vma->vm_flags & VM_WRITE) &&
-				     cowsnap_tree_is_open(&region->tree, index));
+		return insert_data(&window, region,
+				   (vmf->vma->vm_flags & VM_WRITE) &&
+				   cowsnap_tree_is_open(&region->tree, index));
 	if (!zero_page_has_room())
 		return -EFAULT;
 	cowsnap_stripe(region, index)->zero_mapped = true;
@@ -349,16 +428,16 @@ static vm_fault_t snapshot_fault(struct vm_fault *vmf)
 	granule = cowsnap_tree_lookup(&region->tree, fault_index(region, vmf));
 	if (!granule && !zero_page_has_room())
 		return fault_result(region, vmf, -EFAULT);
-	if (granule && is_broken(region, vmf, granule))
-		return fault_result(region, vmf, -EHWPOISON);
 	window_init(&window, region, vmf, granule, UINT_MAX);
+	if (granule && is_broken(&window))
+		return fault_result(region, vmf, -EHWPOISON);
 	pmd = READ_ONCE(*vmf->pmd);
 	if (read && pmd_trans_huge(pmd))
 		return fault_result(region, vmf, -EBUSY);
-	if (read && cowsnap_granule_pages(region) > 1 &&
-	    !(pmd_none(pmd) && fits_pmd(&window))) {
+	if (read && !(pmd_none(pmd) && fits_pmd(&window))) {
 		window_init(&window, region, vmf, granule, READ_WINDOW);
-		err = insert_window(&window, false);
+		err = granule ? insert_data(&window, region, false) :
+				insert_window(&window, false);
 		return fault_result(region, vmf, err);
 	}
 	vmf->page = granule ? cowsnap_page_at(region, granule, vmf->pgoff) :

@@ -6,22 +6,6 @@
 #include "cowsnap.h"
 #include "trace.h"
 
-/* Takes what is open out of all mappings. */
-static void zap_open(struct cowsnap_region *region)
-{
-	u64 first = 0;
-	u64 nr = U64_MAX;
-
-	/* Entries are made under a stripe, in VMAs that are linked before. */
-	if (!mapping_mapped(region->inode->i_mapping))
-		return;
-	while (cowsnap_tree_next_open(&region->tree, &first, &nr)) {
-		cowsnap_region_zap(region, first, nr);
-		first += nr;
-		nr = U64_MAX;
-	}
-}
-
 /**
  * cowsnap_region_freeze() - let nobody store to a region
  * @region: its fork_lock is held, until it is resumed
@@ -35,9 +19,7 @@ void cowsnap_region_freeze(struct cowsnap_region *region)
 	/* A region without stripes has not changed since it was made. */
 	if (!region->stripes)
 		return;
-	zap_open(region);
-	/* get_user_pages_fast() counts, and then looks for the entry. */
-	smp_mb();
+	cowsnap_region_protect_open(region);
 }
 
 /* Gives @child a granule of its own in place of one that it shares. */
@@ -75,7 +57,7 @@ static int copy_pinned(struct cowsnap_region *parent,
 		int err;
 
 		granule = cowsnap_tree_lookup(&parent->tree, first);
-		if (!cowsnap_granule_pinned(granule))
+		if (!cowsnap_region_pinned(parent, first, granule))
 			continue;
 		err = copy_for_child(parent, child, first, granule);
 		if (err)

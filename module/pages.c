@@ -202,8 +202,8 @@ long cowsnap_pieces_sum(struct cowsnap_pieces *pieces,
 	return sum;
 }
 
-/* Is @page in one of the folios that make up @granule? */
-bool cowsnap_granule_has(struct cowsnap_granule *granule, struct page *page)
+bool cowsnap_granule_folios_have(struct cowsnap_granule *granule,
+				 struct page *page)
 {
 	struct cowsnap_pieces *pieces = cowsnap_granule_pieces(granule);
 	struct folio *folio;

@@ -93,7 +93,39 @@ static inline bool cowsnap_granule_mapped(struct cowsnap_granule *granule)
 	return cowsnap_granule_sum(granule, cowsnap_folio_mapped);
 }
 
-bool cowsnap_granule_has(struct cowsnap_granule *granule, struct page *page);
+bool cowsnap_granule_folios_have(struct cowsnap_granule *granule,
+				 struct page *page);
+
+/* Is @page in one of the folios that make up @granule? */
+static inline bool cowsnap_granule_has(struct cowsnap_granule *granule,
+				       struct page *page)
+{
+	return page == cowsnap_granule_head(granule) ||
+	       cowsnap_granule_folios_have(granule, page);
+}
+
+/**
+ * cowsnap_granule_only_mapped() - does nobody refer to it, but page-table entries?
+ * @granule: nobody makes such entries
+ * @held: a page that the caller holds one more reference to, or NULL
+ *
+ * Return: false may also be because an entry goes away at this moment.
+ */
+static inline bool cowsnap_granule_only_mapped(struct cowsnap_granule *granule,
+					       struct page *held)
+{
+	long references = cowsnap_granule_references(granule);
+
+	/*
+	 * An entry that goes away drops the map count first and the reference
+	 * then, so reading them in this order errs towards a reference only.
+	 */
+	smp_rmb();
+	if (held && cowsnap_granule_has(granule, held))
+		references--;
+	return references == cowsnap_granule_mapcount(granule);
+}
+
 void cowsnap_granule_zero(struct cowsnap_granule *granule, size_t from,
 			  size_t to);
 bool cowsnap_granule_is_zero(struct cowsnap_granule *granule, size_t from,

@@ -10,7 +10,7 @@
 
 #include "cowsnap.h"
 
-/* How many pages are closed while the writers wait: 300,000 instructions. */
+/* How many pages are closed while the writers wait: 80,000 instructions. */
 #define PROTECT_AT_ONCE	512
 
 static u64 protect_at_once(struct cowsnap_region *region)
@@ -19,23 +19,55 @@ static u64 protect_at_once(struct cowsnap_region *region)
 }
 
 /**
- * cowsnap_granule_pinned() - may a dirty granule be written without a mapping?
- * @granule: of a region that is stopped, and zapped there
+ * cowsnap_region_pinned() - may a dirty granule be written without a mapping?
+ * @region: stopped, and write-protected there
+ * @index: where the granule is
+ * @granule: the granule
  *
- * The count is exact: the granule is in one leaf, and no mapping is left.
+ * The count is exact: the granule is in one leaf, and no entries are made.
  *
  * Return: true when somebody refers to it; who only reads it, for a moment, counts
  * as one who writes.  False for a page in memory that failed, which the core refers
- * to: there is nothing in it that could be kept apart.
+ * to: there is nothing in it that could be kept apart, and who touches it next is
+ * told.
  */
-bool cowsnap_granule_pinned(struct cowsnap_granule *granule)
+bool cowsnap_region_pinned(struct cowsnap_region *region, u64 index,
+			   struct cowsnap_granule *granule)
 {
 	struct page *head = cowsnap_granule_head(granule);
 
-	if (!PageCompound(head) && !cowsnap_granule_pieces(granule) &&
-	    PageHWPoison(head))
+	if (likely(cowsnap_granule_only_mapped(granule, NULL)))
 		return false;
-	return cowsnap_granule_references(granule);
+	if (PageCompound(head) || cowsnap_granule_pieces(granule) ||
+	    !PageHWPoison(head))
+		return true;
+	cowsnap_region_zap(region, index, 1);
+	return false;
+}
+
+/*
+ * Write-protects up to @budget open granules from *@next on, and moves *@next behind
+ * them.  @runs says which, and may have room for less.  Returns how many.
+ */
+static u64 protect_runs(struct cowsnap_region *region, u64 *next, u64 budget,
+			struct cowsnap_runs *runs)
+{
+	u64 done = 0;
+
+	for (runs->nr = 0; runs->nr < ARRAY_SIZE(runs->run) && done < budget;
+	     runs->nr++) {
+		u64 nr = budget - done;
+
+		if (!cowsnap_tree_next_open(&region->tree, next, &nr))
+			break;
+		runs->run[runs->nr].first = *next;
+		runs->run[runs->nr].nr = nr;
+		*next += nr;
+		done += nr;
+	}
+	if (done)
+		cowsnap_region_wrprotect(region, runs);
+	return done;
 }
 
 /* Closes those of the open granules [@first, @first + @nr) that are not pinned. */
@@ -44,14 +76,17 @@ static void close_unpinned(struct cowsnap_region *region, u64 first, u64 nr)
 	while (nr) {
 		u64 slot = first & (COWSNAP_LEAF_SLOTS - 1);
 		u64 end = min(slot + nr, (u64)COWSNAP_LEAF_SLOTS);
+		struct cowsnap_node *leaf;
 		unsigned long slots = 0;
 		u64 index = first;
 
+		/* What is open is owned. */
+		leaf = cowsnap_tree_own(&region->tree, index);
 		for (; slot < end; slot++, first++, nr--) {
 			struct cowsnap_granule *granule;
 
-			granule = cowsnap_tree_lookup(&region->tree, first);
-			if (!cowsnap_granule_pinned(granule))
+			granule = cowsnap_leaf_granule(leaf, first);
+			if (!cowsnap_region_pinned(region, first, granule))
 				slots |= 1UL << slot;
 		}
 		if (!slots)
@@ -68,21 +103,35 @@ static void close_unpinned(struct cowsnap_region *region, u64 first, u64 nr)
  */
 static u64 protect_some(struct cowsnap_region *region, u64 *next, u64 budget)
 {
+	struct cowsnap_runs runs;
+	unsigned int i;
 	u64 done = 0;
-	u64 nr;
+	u64 found;
 
-	while (done < budget) {
-		nr = budget - done;
-		if (!cowsnap_tree_next_open(&region->tree, next, &nr))
-			break;
-		cowsnap_region_zap(region, *next, nr);
+	while ((found = protect_runs(region, next, budget - done, &runs))) {
 		/* See get_user_pages_fast() in cow.c. */
 		smp_mb();
-		close_unpinned(region, *next, nr);
-		*next += nr;
-		done += nr;
+		for (i = 0; i < runs.nr; i++)
+			close_unpinned(region, runs.run[i].first,
+				       runs.run[i].nr);
+		done += found;
 	}
 	return done;
+}
+
+/**
+ * cowsnap_region_protect_open() - take away what could be written without a fault
+ * @region: stopped, and has stripes
+ */
+void cowsnap_region_protect_open(struct cowsnap_region *region)
+{
+	struct cowsnap_runs runs;
+	u64 next = 0;
+
+	while (protect_runs(region, &next, U64_MAX, &runs))
+		;
+	/* get_user_pages_fast() counts, and then looks for the entry. */
+	smp_mb();
 }
 
 static u64 count_open(struct cowsnap_region *region)

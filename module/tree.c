@@ -353,15 +353,8 @@ static struct cowsnap_node *find_leaf(struct cowsnap_tree *tree, u64 index)
 	return node;
 }
 
-/**
- * cowsnap_tree_lookup() - what is at an index?
- * @tree: the tree
- * @index: its class lock is held, or the tree does not change any more
- *
- * Return: the granule, with no reference taken, or NULL for a hole.
- */
-struct cowsnap_granule *cowsnap_tree_lookup(struct cowsnap_tree *tree,
-					    u64 index)
+/* The leaf of @index, whose class lock keeps it in this tree, and so as it is. */
+static struct cowsnap_node *lookup_leaf(struct cowsnap_tree *tree, u64 index)
 {
 	struct cowsnap_node *leaf;
 	unsigned long begin;
@@ -372,18 +365,36 @@ struct cowsnap_granule *cowsnap_tree_lookup(struct cowsnap_tree *tree,
 		leaf = find_leaf(tree, index);
 	} while (walk_again(tree, begin));
 	rcu_read_unlock();
-	/* The class lock keeps the leaf in this tree, and so as it is. */
+	return leaf;
+}
+
+/**
+ * cowsnap_tree_lookup() - what is at an index?
+ * @tree: the tree
+ * @index: its class lock is held, or the tree does not change any more
+ *
+ * Return: the granule, with no reference taken, or NULL for a hole.
+ */
+struct cowsnap_granule *cowsnap_tree_lookup(struct cowsnap_tree *tree,
+					    u64 index)
+{
+	struct cowsnap_node *leaf = lookup_leaf(tree, index);
+
 	return leaf ? slot_get(leaf, slot_of(leaf, index)) : NULL;
 }
 
-/*
- * The fast path of cowsnap_tree_own().  Reads the path while others may replace
- * nodes of it, but never the ones it looks for: what is owned stays, and an
- * epoch is not used twice, so a node that says it is owned is, however old the
- * pointer that led to it.
+/**
+ * cowsnap_tree_owned() - get a leaf that may be changed, if it is there
+ * @tree: the tree
+ * @index: its class lock is held
+ *
+ * Reads the path while others may replace nodes of it, but never the ones it looks
+ * for: what is owned stays, and an epoch is not used twice, so a node that says it
+ * is owned is, however old the pointer that led to it.
+ *
+ * Return: the leaf, or NULL when cowsnap_tree_own() has something to do.
  */
-static struct cowsnap_node *find_owned_leaf(struct cowsnap_tree *tree,
-					    u64 index)
+struct cowsnap_node *cowsnap_tree_owned(struct cowsnap_tree *tree, u64 index)
 {
 	struct cowsnap_node *node;
 
@@ -403,6 +414,30 @@ static struct cowsnap_node *find_owned_leaf(struct cowsnap_tree *tree,
 	}
 	rcu_read_unlock();
 	return node;
+}
+
+/**
+ * cowsnap_tree_look_around() - what is in all of a leaf?
+ * @tree: the tree
+ * @index: in the leaf; its class lock is held, or the tree does not change any more
+ * @around: out, for each slot of the leaf the granule or NULL, as from
+ *	cowsnap_tree_lookup()
+ *
+ * Return: a bit for each slot that is open.
+ */
+unsigned long
+cowsnap_tree_look_around(struct cowsnap_tree *tree, u64 index,
+			 struct cowsnap_granule *around[COWSNAP_LEAF_SLOTS])
+{
+	struct cowsnap_node *leaf = cowsnap_tree_owned(tree, index);
+	unsigned long open = leaf ? leaf->open : 0;
+	unsigned long slot;
+
+	if (!leaf)
+		leaf = lookup_leaf(tree, index);
+	for (slot = 0; slot < COWSNAP_LEAF_SLOTS; slot++)
+		around[slot] = leaf ? slot_get(leaf, slot) : NULL;
+	return open;
 }
 
 /* A copy of @node, owned by @tree, with a reference on each child. */
@@ -578,7 +613,7 @@ static void tree_prune(struct cowsnap_tree *tree, u64 index)
  */
 struct cowsnap_node *cowsnap_tree_own(struct cowsnap_tree *tree, u64 index)
 {
-	struct cowsnap_node *leaf = find_owned_leaf(tree, index);
+	struct cowsnap_node *leaf = cowsnap_tree_owned(tree, index);
 
 	if (leaf)
 		return leaf;
@@ -607,6 +642,50 @@ bool cowsnap_leaf_is_dirty(struct cowsnap_node *leaf, u64 index)
 bool cowsnap_leaf_set_dirty(struct cowsnap_node *leaf, u64 index)
 {
 	return !__test_and_set_bit(slot_of(leaf, index), &leaf->dirty);
+}
+
+/**
+ * cowsnap_tree_dirty_run() - how many granules were changed in a row up to an index?
+ * @tree: the tree
+ * @leaf: from cowsnap_tree_own()
+ * @index: not counted; its class lock is held
+ *
+ * Return: those before it, back to the begin of the leaf before this one at the most;
+ * of that, which may be of another class, it is a guess.
+ */
+unsigned int cowsnap_tree_dirty_run(struct cowsnap_tree *tree,
+				    struct cowsnap_node *leaf, u64 index)
+{
+	unsigned long slot = slot_of(leaf, index);
+	unsigned long clean = ~leaf->dirty & (BIT(slot) - 1);
+	struct cowsnap_node *before;
+
+	if (clean || index == slot)
+		return clean ? slot - 1 - __fls(clean) : slot;
+	rcu_read_lock();
+	before = cowsnap_tree_owned(tree, index - slot - 1);
+	clean = BIT(COWSNAP_LEAF_SLOTS) - 1;
+	/* Its class lock may be another one: what it says now will do. */
+	if (before)
+		clean &= ~data_race(READ_ONCE(before->dirty));
+	rcu_read_unlock();
+	return slot + (clean ? COWSNAP_LEAF_SLOTS - 1 - __fls(clean) :
+			       COWSNAP_LEAF_SLOTS);
+}
+
+/**
+ * cowsnap_leaf_clean_run() - how many granules from an index on are not changed?
+ * @leaf: from cowsnap_tree_own()
+ * @index: the first that counts; its class lock is held
+ *
+ * Return: up to the end of the leaf.
+ */
+unsigned int cowsnap_leaf_clean_run(struct cowsnap_node *leaf, u64 index)
+{
+	unsigned long slot = slot_of(leaf, index);
+	unsigned long dirty = leaf->dirty >> slot;
+
+	return dirty ? __ffs(dirty) : COWSNAP_LEAF_SLOTS - slot;
 }
 
 /* Sets the bits above the leaf of @index, all nodes on whose path are owned. */
@@ -691,7 +770,7 @@ struct cowsnap_granule *cowsnap_leaf_store(struct cowsnap_node *leaf, u64 index,
 /* Is @index open?  Class lock held. */
 bool cowsnap_tree_is_open(struct cowsnap_tree *tree, u64 index)
 {
-	struct cowsnap_node *leaf = find_owned_leaf(tree, index);
+	struct cowsnap_node *leaf = cowsnap_tree_owned(tree, index);
 
 	return leaf && test_bit(slot_of(leaf, index), &leaf->open);
 }

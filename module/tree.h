@@ -105,13 +105,20 @@ void cowsnap_tree_destroy(struct cowsnap_tree *tree);
 struct cowsnap_granule *cowsnap_tree_lookup(struct cowsnap_tree *tree,
 					    u64 index);
 bool cowsnap_tree_is_open(struct cowsnap_tree *tree, u64 index);
+unsigned long
+cowsnap_tree_look_around(struct cowsnap_tree *tree, u64 index,
+			 struct cowsnap_granule *around[COWSNAP_LEAF_SLOTS]);
 bool cowsnap_tree_next(struct cowsnap_tree *tree, u64 *index, bool data);
 
+struct cowsnap_node *cowsnap_tree_owned(struct cowsnap_tree *tree, u64 index);
 struct cowsnap_node *cowsnap_tree_own(struct cowsnap_tree *tree, u64 index);
 struct cowsnap_granule *cowsnap_leaf_granule(struct cowsnap_node *leaf,
 					     u64 index);
 bool cowsnap_leaf_is_dirty(struct cowsnap_node *leaf, u64 index);
 bool cowsnap_leaf_set_dirty(struct cowsnap_node *leaf, u64 index);
+unsigned int cowsnap_tree_dirty_run(struct cowsnap_tree *tree,
+				    struct cowsnap_node *leaf, u64 index);
+unsigned int cowsnap_leaf_clean_run(struct cowsnap_node *leaf, u64 index);
 struct cowsnap_granule *cowsnap_leaf_store(struct cowsnap_node *leaf, u64 index,
 					   struct cowsnap_granule *granule);
 

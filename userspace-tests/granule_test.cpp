@@ -130,10 +130,15 @@ protected:
 	static std::size_t granule() { return std::size_t{1} << shift(); }
 	/* In a granule. */
 	static std::size_t pages() { return granule() / page_size; }
-	/* That a reading fault maps. */
+	/* That a reading fault maps, of a hole, or of a granule alone. */
 	static std::size_t pages_at_once()
 	{
 		return std::min<std::size_t>(pages(), 16);
+	}
+	/* Faults that it takes to read @count granules of data in a row. */
+	static std::size_t faults_to_read(std::size_t count)
+	{
+		return (count * pages() + 15) / 16;
 	}
 
 	region create(std::size_t count) const
@@ -391,7 +396,10 @@ TEST_P(granules, are_read_several_pages_at_a_time)
 		const view shown(member->fd(), 0, 2 * granule(), PROT_READ,
 				 MAP_SHARED, 2 << 20, page_size);
 
-		expect_faults(*member, 2 * pages() / pages_at_once(),
+		expect_faults(*member,
+			      member == &parent || member == &snapshot ?
+				      faults_to_read(2) :
+				      2 * pages() / pages_at_once(),
 			      [&] { load_all(shown); });
 		expect_faults(*member, 0, [&] { load_all(shown); });
 	}
@@ -890,7 +898,7 @@ TEST_P(granule_mappings, are_counted_in_pages)
 	EXPECT_EQ(rss(map), 0u);
 	load(map, 0);
 	/* Mapped by a read of what is dirty, so that no write changes it. */
-	EXPECT_EQ(rss(map), pages_at_once() * page_size);
+	EXPECT_EQ(rss(map), std::min<std::size_t>(2 * pages(), 16) * page_size);
 	store_once(map);
 	EXPECT_EQ(rss(map), 2 * granule());
 	EXPECT_EQ(pss(map), 2 * granule());
@@ -898,7 +906,9 @@ TEST_P(granule_mappings, are_counted_in_pages)
 	const region child = parent.fork();
 	const mapping child_map = child.map();
 
-	EXPECT_EQ(rss(map), 0u);
+	/* But for a page of 512 each, which may be how the CPUs were told. */
+	EXPECT_GE(rss(map) + 2 * page_size, 2 * granule());
+	EXPECT_EQ(rss(child_map), 0u);
 	load_all(map);
 	load_all(child_map);
 	for (const mapping *of : {&map, &child_map}) {
@@ -958,7 +968,7 @@ TEST_P(granules, are_restored_and_stay_mapped_where_nothing_changed)
 	EXPECT_EQ(parent.stat().dirty, 0u);
 	EXPECT_EQ(parent.stat().exclusive, 0u);
 	EXPECT_EQ(parent.length(), 4 * granule());
-	expect_faults(parent, 2 * pages() / pages_at_once(), [&] { load_all(map); });
+	expect_faults(parent, faults_to_read(2), [&] { load_all(map); });
 	EXPECT_EQ(misnumbered(map.bytes(), 1), -1);
 
 	/* And the other way round, with what is mapped writable in the source. */

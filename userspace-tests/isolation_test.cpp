@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <string>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -465,6 +467,64 @@ TEST_F(isolation, of_pages_mapped_twice)
 	EXPECT_TRUE(shows(first, parent));
 	EXPECT_TRUE(shows(second, parent));
 	EXPECT_TRUE(shows(reading, parent));
+}
+
+/* What was written is mapped writable when it is read, what is around it is not. */
+TEST_F(isolation, of_what_is_mapped_with_what_is_read)
+{
+	const region parent = dev.create_pages(pages);
+	const mapping map = parent.map();
+
+	number_pages(parent, pages, 1);
+
+	const region snapshot = parent.snapshot();
+
+	for (std::size_t page = 1; page < pages; page += 5)
+		map.store(page, 1000 + page);
+	map.advise(MADV_DONTNEED);
+	for (std::size_t page = 1; page < pages; page += 5)
+		ASSERT_EQ(map.load(page), 1000 + page);
+	for (std::size_t page = 0; page < pages; page++)
+		map.store(page, 2000 + page);
+	EXPECT_EQ(misnumbered_page(snapshot, pages, 1), -1);
+	EXPECT_TRUE(shows(map, parent));
+}
+
+/* Parts that begin and end anywhere, with and without entries of their own. */
+TEST_F(isolation, of_pages_mapped_in_parts)
+{
+	constexpr std::size_t many = 1200;
+	const region parent = dev.create_pages(many);
+	const std::vector<std::pair<std::size_t, std::size_t>> parts = {
+		{700, 500}, {0, 3}, {3, 700}, {1, many - 1}, {511, 2}, {513, 600}};
+	std::vector<mapping> maps;
+
+	for (const auto &[first, count] : parts)
+		maps.emplace_back(parent.fd(), count * page_size,
+				  PROT_READ | PROT_WRITE, MAP_SHARED,
+				  first * page_size);
+	for (unsigned int round = 1; round < 5; round++) {
+		/* In a row, and scattered; all by one mapping, or by turns. */
+		for (std::size_t page = 0; page < many; page += round) {
+			for (std::size_t i = round % 2; i < parts.size(); i++) {
+				const auto &[first, count] = parts[i];
+
+				if (page >= first && page < first + count)
+					maps[i].store(page - first, round * many + page);
+			}
+		}
+
+		const std::vector<std::byte> then = parent.read(0, many * page_size);
+		const region snapshot = parent.snapshot();
+
+		for (std::size_t i = 0; i < parts.size(); i++) {
+			for (std::size_t page = 0; page < parts[i].second; page++)
+				maps[i].store(page, i);
+		}
+		ASSERT_TRUE(std::ranges::equal(
+			snapshot.read(0, many * page_size), then))
+			<< round;
+	}
 }
 
 TEST_F(isolation, of_pages_mapped_in_two_processes)

@@ -383,6 +383,80 @@ TEST_F(mappings, are_rearranged_by_remap_file_pages)
 	EXPECT_TRUE(is_all(snapshot.read_page(3), 44));
 }
 
+/* How many page faults of @file's mappings @access takes. */
+template <typename Access>
+std::uint64_t faults_of(const region &file, Access &&access)
+{
+	const std::uint64_t before = file.stat().faults;
+
+	access();
+	return file.stat().faults - before;
+}
+
+/* A fork takes the right to write away, and leaves what can be read. */
+TEST_F(mappings, can_be_read_on_after_a_fork)
+{
+	const region parent = dev.create_pages(pages);
+	const mapping map = parent.map();
+
+	fill(map.bytes(), 1);
+
+	const region snapshot = parent.snapshot();
+
+	/* The core is told of the protection by way of one page. */
+	EXPECT_LE(faults_of(parent, [&] { EXPECT_TRUE(is_all(map.bytes(), 1)); }),
+		  1u);
+	EXPECT_EQ(faults_of(parent, [&] { fill(map.bytes(), 2); }), pages);
+	EXPECT_EQ(faults_of(parent, [&] { fill(map.bytes(), 3); }), 0u);
+	EXPECT_TRUE(is_all(snapshot.read(0, map.size()), 1));
+}
+
+/* Neighbours are mapped together; more of them for who reads on and on. */
+TEST_F(mappings, of_what_is_read_take_few_faults)
+{
+	constexpr std::size_t block = 64, around = 16, many = 4 * block;
+	const region parent = dev.create_pages(many);
+
+	number_pages(parent, many, 1);
+
+	const region child = parent.fork();
+	const region snapshot = parent.snapshot();
+	const auto read_on = [](const mapping &map) {
+		for (std::size_t page = 0; page < map.pages(); page++)
+			(void)map.load(page);
+	};
+
+	for (const region *file : {&parent, &child, &snapshot}) {
+		const mapping map = file->map(PROT_READ);
+
+		EXPECT_EQ(faults_of(*file, [&] { read_on(map); }),
+			  many / block + 1);
+		EXPECT_EQ(misnumbered_page(*file, many, 1), -1);
+	}
+	/* Here and there. */
+	for (const region *file : {&parent, &child, &snapshot}) {
+		const mapping map = file->map(PROT_READ);
+
+		EXPECT_EQ(faults_of(*file,
+				    [&] {
+					    for (std::size_t page = many - around / 2;
+						 page < many; page -= 2 * around)
+						    (void)map.load(page);
+				    }),
+			  many / (2 * around));
+		EXPECT_EQ(smaps(map.data())["Rss:"], many / 2 * page_size);
+	}
+	/* Not what there is not. */
+	child.punch(0, around * page_size);
+
+	const mapping map = child.map();
+	const std::uint64_t held = child.stat().referenced;
+
+	EXPECT_EQ(faults_of(child, [&] { read_on(map); }),
+		  around + many / block);
+	EXPECT_EQ(child.stat().referenced, held);
+}
+
 TEST_F(mappings, keep_what_they_hold_through_madvise)
 {
 	const region subject = numbered(pages);
@@ -519,11 +593,12 @@ TEST_F(mappings, tell_what_is_mapped_by_mincore)
 		map.store(page, 1);
 	EXPECT_EQ(resident(), 5);
 
+	/* With what is around it. */
 	EXPECT_EQ(map.load(7), 0x0808080808080808u);
-	EXPECT_EQ(resident(), 6);
+	EXPECT_EQ(resident(), 16);
 	map.advise(MADV_DONTNEED);
 	EXPECT_EQ(resident(), 0);
-	EXPECT_EQ(map.load(7), 0x0808080808080808u);
+	map.store(7, 1);
 
 	/* Of another mapping it knows nothing. */
 	const mapping other = subject.map();

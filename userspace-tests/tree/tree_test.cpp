@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // The persistent radix tree against a model of what it must hold.
+#include <algorithm>
+#include <array>
 #include <functional>
 #include <string>
 #include <thread>
@@ -342,6 +344,71 @@ TEST_P(tree, keeps_a_leaf_that_is_empty_yet)
 		one->store(first, 0);
 		one->check();
 		one->check_shape();
+	}
+}
+
+TEST_P(tree, counts_what_was_changed_in_a_row)
+{
+	auto parent = make({});
+
+	for (u64 index = 0; index < 3 * leaf; ++index)
+		ASSERT_TRUE(parent->write(index));
+
+	auto child = parent->fork();
+	const auto before = [](region &of, u64 index) {
+		return cowsnap_tree_dirty_run(
+			&of.tree(), cowsnap_tree_owned(&of.tree(), index), index);
+	};
+	const auto clean_from = [](region &of, u64 index) {
+		return cowsnap_leaf_clean_run(
+			cowsnap_tree_owned(&of.tree(), index), index);
+	};
+
+	EXPECT_EQ(cowsnap_tree_owned(&child->tree(), leaf), nullptr);
+	for (u64 index = leaf - 3; index < leaf + 5; ++index)
+		EXPECT_TRUE(child->write(index));
+	EXPECT_EQ(before(*child, 0), 0U);
+	EXPECT_EQ(before(*child, leaf - 3), 0U);
+	EXPECT_EQ(before(*child, leaf - 1), 2U);
+	EXPECT_EQ(before(*child, leaf), 3U);
+	EXPECT_EQ(before(*child, leaf + 5), 8U);
+	EXPECT_EQ(before(*child, leaf + 6), 0U);
+	EXPECT_EQ(clean_from(*child, 0), leaf - 3);
+	EXPECT_EQ(clean_from(*child, leaf - 3), 0U);
+	EXPECT_EQ(clean_from(*child, leaf + 5), leaf - 5);
+	/* Not beyond the leaf before; and what is shared is not changed. */
+	for (u64 index = leaf + 5; index <= 2 * leaf; ++index)
+		EXPECT_TRUE(child->write(index));
+	EXPECT_EQ(before(*child, 2 * leaf), leaf);
+	EXPECT_EQ(before(*child, 2 * leaf + 1), leaf + 1);
+	EXPECT_TRUE(parent->write(leaf));
+	EXPECT_EQ(before(*parent, leaf), 0U);
+	child->check();
+	parent->check();
+}
+
+TEST_P(tree, looks_around_in_a_leaf)
+{
+	auto parent = make({0, 3, leaf + 1, max});
+	auto child = parent->fork();
+	std::array<cowsnap_granule *, leaf> around;
+	const auto look = [&around](region &of, u64 index) {
+		return cowsnap_tree_look_around(&of.tree(), index, around.data());
+	};
+
+	EXPECT_TRUE(child->write(2));
+	for (region *of : {parent.get(), child.get()}) {
+		const unsigned long open = of == child.get() ? 1UL << 2 : 0;
+
+		EXPECT_EQ(look(*of, 5), open);
+		for (u64 slot = 0; slot < leaf; ++slot)
+			EXPECT_EQ(around[slot], of->lookup(slot));
+		EXPECT_EQ(look(*of, leaf), 0U);
+		EXPECT_EQ(around[1], of->lookup(leaf + 1));
+		EXPECT_EQ(around[0], nullptr);
+		/* Where there is no leaf. */
+		EXPECT_EQ(look(*of, 1ULL << 40), 0U);
+		EXPECT_EQ(std::ranges::count(around, nullptr), leaf);
 	}
 }
 

@@ -5,6 +5,7 @@
 #include <linux/kernel.h>
 
 #define BITS_PER_LONG ((int)(CHAR_BIT * sizeof(long)))
+#define BIT(nr) (1UL << (nr))
 
 static inline bool test_bit(unsigned long nr, const unsigned long *word)
 {
@@ -44,6 +45,12 @@ static inline unsigned long __ffs(unsigned long word)
 {
 	WARN_ON_ONCE(!word);
 	return __builtin_ctzl(word);
+}
+
+static inline unsigned long __fls(unsigned long word)
+{
+	WARN_ON_ONCE(!word);
+	return BITS_PER_LONG - 1 - __builtin_clzl(word);
 }
 
 static inline unsigned long ffz(unsigned long word)

@@ -16,6 +16,7 @@
 #define container_of(ptr, type, member) \
 	((type *)((char *)(ptr) - offsetof(type, member)))
 
+#define data_race(x) (x)
 #define READ_ONCE(x)							\
 ({									\
 	__typeof__(x) __x = __atomic_load_n(&(x), __ATOMIC_RELAXED);	\
