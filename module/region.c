@@ -260,9 +260,9 @@ static noinline void wait_for_stripe(struct cowsnap_region *region,
 				     struct cowsnap_stripe *stripe)
 {
 	atomic_inc(&region->waiting);
-	might_lock(&region->fork_lock);
 	do {
 		mutex_unlock(&stripe->lock);
+		might_lock(&region->fork_lock);
 		wait_var_event(&region->stopped, !READ_ONCE(region->stopped));
 		mutex_lock(&stripe->lock);
 		/* As in cowsnap_stripe_lock(). */
