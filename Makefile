@@ -10,6 +10,9 @@ module:
 check:
 	@$(vm)/check $(LANES)
 
+check-debug:
+	@$(vm)/check debug
+
 demo:
 	@$(vm)/demo $(if $(FILE),"$(FILE)")
 
@@ -22,6 +25,7 @@ help:
 	@echo 'make demo [FILE=F]     see forks of memory at work in a VM, on the data in F or on a Debian package index'
 	@echo 'make check             run every test: in VMs, under stock kernels; installs the packages that this needs'
 	@echo 'make check LANES="L"   run only some lanes; an unknown name lists them'
+	@echo 'make check-debug       run every test under a kernel that watches itself, which is built first'
 	@echo 'make clean             remove build/'
 
-.PHONY: module check demo clean help
+.PHONY: module check check-debug demo clean help

@@ -28,6 +28,11 @@ as_root() {
 	fi
 }
 
+update_lists() {
+	can_be_root || die "the package lists are missing or old; run: sudo apt-get update"
+	as_root apt-get update >/dev/null </dev/null || die 'apt-get update failed; run it by hand to see why'
+}
+
 # Holds a lock named $1 until unlock, so that lanes that run side by side make a thing once.
 lock() {
 	mkdir -p "$build/locks"

@@ -57,6 +57,8 @@ constexpr int highest_status = 100;
 constexpr int status_skip = 4; // kselftest's
 constexpr auto kill_patience = 10s;
 constexpr auto unload_patience = 5s;
+// The kernel takes nothing for a leak that is younger than 5 s.
+constexpr auto age_of_leaks = 6s;
 
 // What the kernel sets for a bad page, a death, a warning and a lockup.
 constexpr unsigned long bad_taint = 1UL << 5 | 1UL << 7 | 1UL << 9 | 1UL << 14;
@@ -150,6 +152,7 @@ struct options {
 	std::string module;
 	std::string module_arguments;
 	bool raw = false;
+	bool kmemleak = false;
 
 	static options read(const fs::path &path)
 	{
@@ -168,6 +171,8 @@ struct options {
 				result.module_arguments = value;
 			else if (key == "raw")
 				result.raw = true;
+			else if (key == "kmemleak")
+				result.kmemleak = true;
 			else
 				throw std::runtime_error("unknown option " + key);
 		}
@@ -464,7 +469,9 @@ private:
 	{
 		if (!settings_.raw) {
 			const size_t module_steps = settings_.module.empty() ? 0 : 3;
-			results_.write("KTAP version 1\n1.." + std::to_string(programs_.size() + module_steps) + "\n");
+			const size_t leak_steps = settings_.kmemleak ? 2 : 0;
+			results_.write("KTAP version 1\n1.." +
+				       std::to_string(programs_.size() + module_steps + leak_steps) + "\n");
 		}
 		std::this_thread::sleep_for(settings_.settle);
 		load_kernel_modules();
@@ -480,6 +487,9 @@ private:
 				return 1;
 			}
 		}
+		// Now the report still knows the names of the module's functions.
+		if (settings_.kmemleak)
+			step("kmemleak finds nothing", [this] { find_leaks(); });
 		if (!settings_.module.empty()) {
 			step("module unloads", [this] { unload_module(); });
 			step("module loads and unloads again", [this] {
@@ -487,6 +497,8 @@ private:
 				unload_module();
 			});
 		}
+		if (settings_.kmemleak)
+			step("kmemleak finds nothing of what is unloaded", [this] { find_leaks(); });
 		return failures_ == 0 ? 0 : 1;
 	}
 
@@ -606,6 +618,22 @@ private:
 			throw std::runtime_error("/sys/module/" + settings_.module + " stayed");
 		if (fs::exists(device()))
 			throw std::runtime_error(device().string() + " stayed");
+	}
+
+	// The first scan takes what changed since the last one for no leak.
+	void find_leaks() const
+	{
+		const char *const path = "/sys/kernel/debug/kmemleak";
+		std::this_thread::sleep_for(age_of_leaks);
+		const auto control = file::open(path, O_WRONLY);
+		control.write("scan");
+		control.write("scan");
+		const auto report = read_text(path);
+		if (report.empty())
+			return;
+		console_.write(report);
+		control.write("clear");
+		throw std::runtime_error("it does; the console has what");
 	}
 
 	[[nodiscard]] fs::path device() const { return fs::path("/dev") / settings_.module; }
