@@ -11,7 +11,7 @@ check:
 	@$(vm)/check $(LANES)
 
 check-debug:
-	@$(vm)/check debug
+	@$(vm)/check debug-check debug
 
 demo:
 	@$(vm)/demo $(if $(FILE),"$(FILE)")
