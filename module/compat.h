@@ -8,6 +8,7 @@
 
 #include <linux/fs.h>
 #include <linux/mm.h>
+#include <linux/uio.h>
 #include <linux/version.h>
 
 /* 6.3 made vma->vm_flags read-only and brought vm_flags_init() and _mod(). */
@@ -54,15 +55,32 @@ static inline void cowsnap_vm_flags_mod(struct vm_area_struct *vma,
 
 /*
  * Zaps one page of a VMA whose i_mmap tree is locked.  6.3 exported a function for
- * one VMA in place of one that went on to its neighbours.
+ * one VMA in place of one that went on to its neighbours; 7.1 gave it another name.
  */
 static inline void cowsnap_zap_page(struct vm_area_struct *vma,
 				    unsigned long addr)
 {
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
 	zap_page_range(vma, addr, PAGE_SIZE);
+#elif LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+	zap_vma_range(vma, addr, PAGE_SIZE);
 #else
 	zap_page_range_single(vma, addr, PAGE_SIZE, NULL);
+#endif
+}
+
+/* 6.6 brought the one that copies into a folio; 7.3 no longer has one for a page. */
+static inline size_t cowsnap_copy_from_iter_atomic(struct page *page,
+						   size_t offset, size_t bytes,
+						   struct iov_iter *from)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 6, 0)
+	return copy_page_from_iter_atomic(page, offset, bytes, from);
+#else
+	struct folio *folio = page_folio(page);
+
+	offset += folio_page_idx(folio, page) << PAGE_SHIFT;
+	return copy_folio_from_iter_atomic(folio, offset, bytes, from);
 #endif
 }
 

@@ -109,9 +109,9 @@ static ssize_t write_page(struct cowsnap_region *region, loff_t pos,
 		page = cowsnap_page_at(region, granule, pgoff);
 		done = -EIO;
 		if (!PageHWPoison(page))
-			done = copy_page_from_iter_atomic(page,
-							  offset_in_page(pos),
-							  bytes, from);
+			done = cowsnap_copy_from_iter_atomic(page,
+							     offset_in_page(pos),
+							     bytes, from);
 		flush_dcache_page(page);
 		if (done > 0 && pos + done > i_size_read(region->inode))
 			i_size_write(region->inode, pos + done);

@@ -43,3 +43,19 @@ lock() {
 unlock() {
 	exec {lock_fd}>&-
 }
+
+# The Debian mirror that this machine is set up to use.
+mirror() {
+	local site
+	# shellcheck disable=SC2016 # expanded by apt-get
+	site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Label: Debian' 'Component: main' | head -n 1)
+	[ -n "$site" ] || die 'no Debian mirror is configured in apt, and other suites are fetched from the same one'
+	printf '%s\n' "$site"
+}
+
+# in_tree ROOT COMMAND...: runs it with that tree for its root, and with what is in $top where it is here.
+in_tree() {
+	# shellcheck disable=SC2016 # expanded by the inner shell
+	as_root unshare --mount sh -c 'mkdir -p "$0$1" && mount --bind "$1" "$0$1" && mount -t proc proc "$0/proc" &&
+		shift && exec chroot "$0" "$@"' "$1" "$top" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C "${@:2}"
+}
