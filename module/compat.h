@@ -7,6 +7,7 @@
 #define _COWSNAP_COMPAT_H
 
 #include <linux/fs.h>
+#include <linux/fs_context.h>
 #include <linux/mm.h>
 #include <linux/uio.h>
 #include <linux/version.h>
@@ -38,6 +39,21 @@ static inline void cowsnap_vm_flags_mod(struct vm_area_struct *vma,
 	vm_flags_mod(vma, set, clear);
 }
 #endif
+
+/* By 7.3 nothing on a pseudo file system is executable; a region is, as a memfd. */
+static inline void cowsnap_allow_exec(struct fs_context *fc)
+{
+	fc->s_iflags &= ~SB_I_NOEXEC;
+}
+
+/* 6.16 marks anonymous inodes as no regular files, which regions are. */
+static inline void cowsnap_make_regular(struct inode *inode)
+{
+#ifdef S_ANON_INODE
+	inode->i_flags &= ~S_ANON_INODE;
+#endif
+	inode->i_mode = S_IFREG | 0600;
+}
 
 /* 6.3 gave inode operations a mnt_idmap in place of the user namespace. */
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)

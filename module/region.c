@@ -106,6 +106,7 @@ static int region_fs_init_context(struct fs_context *fc)
 	if (!ctx)
 		return -ENOMEM;
 	ctx->ops = &region_sops;
+	cowsnap_allow_exec(fc);
 	return 0;
 }
 
@@ -135,7 +136,7 @@ static struct inode *region_inode(struct cowsnap_region *region, u64 length)
 		simple_release_fs(&region_mnt, &region_mnt_pins);
 		return inode;
 	}
-	inode->i_mode = S_IFREG | 0600;
+	cowsnap_make_regular(inode);
 	inode->i_op = &cowsnap_region_iops;
 	inode->i_private = region;
 	i_size_write(inode, length);

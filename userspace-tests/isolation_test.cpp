@@ -293,18 +293,23 @@ TEST_F(isolation, of_a_private_mapping_of_a_snapshot)
 		EXPECT_TRUE(is_all(shared.page(page),
 				   static_cast<unsigned int>(page + 1)));
 	}
-	/* A debugger breaks a read-only private mapping, not the snapshot. */
+	/*
+	 * A write by force breaks a read-only private mapping, not the snapshot.
+	 * Debian's 6.12 lets any process do that to itself, its 7.3 only a debugger
+	 * to another (gup_test).
+	 */
 	first.protect(PROT_READ);
 
 	const unique_fd memory(
 		check(::open("/proc/self/mem", O_RDWR | O_CLOEXEC), "open mem"));
 	const std::vector<std::byte> bytes = bytes_of(8, 52);
+	const bool forced =
+		::pwrite(memory.get(), bytes.data(), 8,
+			 static_cast<off_t>(reinterpret_cast<std::uintptr_t>(
+				 first.page(5).data()))) == 8;
 
-	check(::pwrite(memory.get(), bytes.data(), 8,
-		       static_cast<off_t>(reinterpret_cast<std::uintptr_t>(
-			       first.page(5).data()))),
-	      "pwrite to mem");
-	EXPECT_TRUE(is_all(first.page(5).first(8), 52));
+	EXPECT_TRUE(forced || errno == EIO);
+	EXPECT_TRUE(is_all(first.page(5).first(8), forced ? 52 : 6));
 	EXPECT_EQ(misnumbered_page(snapshot, pages, 1), -1);
 	EXPECT_TRUE(is_all(shared.page(5), 6));
 	EXPECT_TRUE(is_all(second.page(5), 6));
