@@ -111,6 +111,32 @@ static inline pte_t cowsnap_pte_mkwrite(pte_t pte)
 }
 
 /*
+ * 6.14 frees a page table that MADV_DONTNEED emptied, even when a fault is about to
+ * make entries in it: vm_insert_page() says -ENOMEM then, as if there were no memory,
+ * and vm_insert_pages() -EFAULT.  Here that is -EBUSY, and the fault comes again.
+ */
+static inline int cowsnap_insert_pages(struct vm_area_struct *vma,
+				       unsigned long addr, struct page **pages,
+				       unsigned long *nr)
+{
+	int err = vm_insert_pages(vma, addr, pages, nr);
+
+	return err == -EFAULT ? -EBUSY : err;
+}
+
+static inline int cowsnap_insert_page(struct vm_area_struct *vma,
+				      unsigned long addr, struct page *page)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 14, 0)
+	return vm_insert_page(vma, addr, page);
+#else
+	unsigned long nr = 1;
+
+	return cowsnap_insert_pages(vma, addr, &page, &nr);
+#endif
+}
+
+/*
  * How many page-table entries map pages of a folio.  6.10 counts them in the folio;
  * before, each page had its count, which a PMD raised as well, so that it counts for
  * too many; and folio_mapcount() was not exported.

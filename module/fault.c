@@ -179,8 +179,8 @@ static noinline int insert_many(struct window *window,
 		}
 		batch = i;
 		left = batch;
-		err = vm_insert_pages(vma, window->addr + n * PAGE_SIZE,
-				      pages, &left);
+		err = cowsnap_insert_pages(vma, window->addr + n * PAGE_SIZE,
+					   pages, &left);
 		if (err && err != -EBUSY)
 			return err;
 		n += batch - left;
@@ -225,7 +225,7 @@ static int insert_window(struct window *window, bool writable)
 	cowsnap_vm_flags_init(&vma, flags | VM_MIXEDMAP);
 	if (window->nr > 1)
 		return insert_many(window, &vma);
-	return vm_insert_page(&vma, window->addr, window_page(window, 0));
+	return cowsnap_insert_page(&vma, window->addr, window_page(window, 0));
 }
 
 /* The page of the fault is in memory that failed. */

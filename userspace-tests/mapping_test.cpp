@@ -753,7 +753,11 @@ TEST_F(mappings, are_left_to_the_parent_by_dontfork)
 			"the child inherited the mapping");
 	});
 	EXPECT_TRUE(without.succeeded());
-	map.advise(MADV_DOFORK);
+	/* By 7.3 there is no way back for a special mapping, which a region's is. */
+	if (::madvise(map.data(), map.size(), MADV_DOFORK) != 0) {
+		EXPECT_EQ(errno, EINVAL);
+		return;
+	}
 	child with([&] { require(shows_numbers(map), "not inherited"); });
 	EXPECT_TRUE(with.succeeded());
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <sys/mman.h>
+#include <sys/uio.h>
 
 #include "chance.hpp"
 #include "fixture.hpp"
@@ -266,6 +267,48 @@ TEST_F(threads, that_write_and_store_lose_neither)
 			(void)parent.fork();
 	}
 	expect_sound();
+}
+
+/*
+ * From 6.14 on MADV_DONTNEED frees the page tables that it empties, also under the
+ * faults that make entries in them: those are to try again.
+ */
+TEST_F(threads, that_lose_their_page_tables_fault_again)
+{
+	const std::size_t size = std::size_t{8} << 20;
+	std::vector<region> regions;
+	std::vector<mapping> maps;
+
+	for (const unsigned int granule_shift : {12, 16}) {
+		regions.push_back(dev.create(size, 0, {}, granule_shift));
+		regions.back().write(size / 2, bytes_of(2 * page_size, 1));
+		maps.push_back(regions.back().map());
+		regions.push_back(regions.back().snapshot());
+		maps.push_back(regions.back().map(PROT_READ));
+	}
+
+	std::atomic<std::uint64_t> failures = 0, rounds = 0;
+	crew working;
+
+	working.add([&] {
+		for (const mapping &map : maps)
+			map.advise(MADV_DONTNEED);
+	});
+	for (const mapping &map : maps) {
+		working.add([&] {
+			std::byte byte;
+			const iovec local = {&byte, 1};
+			const iovec remote = {map.data() + size / 2, 1};
+
+			failures += ::process_vm_readv(::getpid(), &local, 1, &remote,
+						       1, 0) != 1;
+			failures += map.load(size / 2 / page_size + 1) == 0;
+			rounds++;
+		});
+	}
+	std::this_thread::sleep_until(scaled_deadline(std::chrono::seconds(4)));
+	EXPECT_EQ(failures, 0u);
+	EXPECT_GT(rounds, 100u);
 }
 
 /* Forks of forks, made and closed by all threads at once. */
