@@ -13,6 +13,9 @@ check:
 check-debug:
 	@$(vm)/check debug-check debug
 
+check-matrix:
+	@$(vm)/check --matrix
+
 demo:
 	@$(vm)/demo $(if $(FILE),"$(FILE)")
 
@@ -26,6 +29,7 @@ help:
 	@echo 'make check             run every test: in VMs, under stock kernels; installs the packages that this needs'
 	@echo 'make check LANES="L"   run only some lanes; an unknown name lists them'
 	@echo 'make check-debug       run every test under a kernel that watches itself, which is built first'
+	@echo 'make check-matrix      run those in VMs under each kernel and flavour that the README lists'
 	@echo 'make clean             remove build/'
 
-.PHONY: module check check-debug demo clean help
+.PHONY: module check check-debug check-matrix demo clean help
