@@ -137,6 +137,15 @@ static inline int cowsnap_insert_page(struct vm_area_struct *vma,
 }
 
 /*
+ * May a folio have several pages?  Kernels without huge pages, those for PREEMPT_RT,
+ * take one for split when they want it to be, by 6.12: MADV_COLD never ends then.
+ */
+static inline bool cowsnap_may_be_large(void)
+{
+	return IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE);
+}
+
+/*
  * How many page-table entries map pages of a folio.  6.10 counts them in the folio;
  * before, each page had its count, which a PMD raised as well, so that it counts for
  * too many; and folio_mapcount() was not exported.

@@ -20,6 +20,8 @@ static struct folio *alloc_folio(unsigned int order, bool zero)
 	gfp_t gfp = GFP_USER | __GFP_ACCOUNT | (zero ? __GFP_ZERO : 0);
 	struct folio *folio;
 
+	if (order && !cowsnap_may_be_large())
+		return NULL;
 	if (order)
 		gfp = (gfp & ~__GFP_DIRECT_RECLAIM) | __GFP_NOWARN;
 	folio = folio_alloc(gfp, order);

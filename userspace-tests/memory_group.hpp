@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "fixture.hpp"
+#include "huge_pages.hpp"
 #include "mapping.hpp"
 
 namespace cowsnap_test {
@@ -121,8 +122,9 @@ public:
 	{
 		group_.enter();
 		filler_ = anonymous(bytes);
-		check(::madvise(filler_.data(), bytes, MADV_NOHUGEPAGE),
-		      "MADV_NOHUGEPAGE");
+		if (kernel_has_huge_pages())
+			check(::madvise(filler_.data(), bytes, MADV_NOHUGEPAGE),
+			      "MADV_NOHUGEPAGE");
 		for (std::size_t page = 0; page < filler_.pages(); page++)
 			filler_.store(page, 1);
 		check(::madvise(filler_.data(), bytes, MADV_FREE), "MADV_FREE");
