@@ -19,6 +19,10 @@ check-matrix:
 demo:
 	@$(vm)/demo $(if $(FILE),"$(FILE)")
 
+# QUICK, LOCAL, KERNELS, README and BENCH_ROWS reach it through the environment.
+bench:
+	@$(vm)/bench
+
 clean:
 	rm -rf build
 
@@ -30,6 +34,9 @@ help:
 	@echo 'make check LANES="L"   run only some lanes; an unknown name lists them'
 	@echo 'make check-debug       run every test under a kernel that watches itself, which is built first'
 	@echo 'make check-matrix      run those in VMs under each kernel and flavour that the README lists'
+	@echo 'make bench             measure it in VMs that count instructions, beside fork(2) and others: build/bench.json'
+	@echo 'make bench QUICK=1     the same at small sizes, in two minutes; LOCAL=1: here, where the module is loaded'
+	@echo 'make bench README=1    and put the figures into README.md and doc/'
 	@echo 'make clean             remove build/'
 
-.PHONY: module check check-debug check-matrix demo clean help
+.PHONY: module check check-debug check-matrix demo bench clean help

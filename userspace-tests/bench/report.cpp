@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Makes of what cowsnap-bench printed, one log or more for each kernel, a table for people, one file of JSON, the data
+ * of the curves and, if asked to, the figures in the README:
+ *
+ *   cowsnap-report [--json FILE] [--curves DIR] [--readme FILE] KERNEL=LOG...
+ *
+ * Exits 0 when every must is met, 1 when one is missed, 2 when there is something wrong with the logs.
+ */
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
+
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr std::string_view readme_begin = "<!-- made by `make bench README=1` -->\n";
+constexpr std::string_view readme_end = "<!-- end of what is made -->\n";
+
+std::string grouped(double value)
+{
+	if (std::abs(value) < 100 && value != std::floor(value))
+		return fmt::format("{:.1f}", value);
+
+	std::string text = fmt::format("{:.0f}", value);
+
+	for (std::size_t at = text.size(); at > 3 + (value < 0); at -= 3)
+		text.insert(at - 3, 1, ',');
+	return text;
+}
+
+/* A multiple, or a part: "2.5", "1/80". */
+std::string ratio(double value)
+{
+	if (value <= 0 || value > 0.125001)
+		return fmt::format("{:.3g}", value);
+
+	/* To one decimal where that tells something. */
+	const double parts = std::round(10 / value) / 10;
+
+	return "1/" + grouped(parts < 100 ? parts : std::round(parts));
+}
+
+std::string described(const ordered_json &bound)
+{
+	if (bound.is_null())
+		return "";
+
+	const bool of_ratio = bound["of"] == "ratio";
+	const auto text = [&](double value) {
+		return of_ratio ? ratio(value) + " ×" : grouped(value);
+	};
+
+	if (bound.contains("low") && bound.contains("high"))
+		return text(bound["low"]) + " … " + text(bound["high"]);
+	return bound.contains("high") ? "≤ " + text(bound["high"]) : "≥ " + text(bound["low"]);
+}
+
+/* Nothing where there is no such bound, or no peer to be compared with. */
+std::optional<bool> is_met(const ordered_json &row, const ordered_json &bound)
+{
+	if (bound.is_null())
+		return {};
+	if (bound["of"] == "ratio" && !row.contains("ratio"))
+		return false;
+
+	const double value = bound["of"] == "ratio" ? row["ratio"] : row["ours"];
+
+	return value >= bound.value("low", -INFINITY) && value <= bound.value("high", INFINITY);
+}
+
+void judge(ordered_json &row)
+{
+	if (row.contains("peer") && row["peer"].get<double>() > 0)
+		row["ratio"] = row["ours"].get<double>() / row["peer"].get<double>();
+	for (const char *which : {"must", "aim"})
+		if (const std::optional<bool> met = is_met(row, row[which]))
+			row[std::string(which) + "-met"] = *met;
+}
+
+class report {
+public:
+	void read(const std::string &kernel, const std::string &path)
+	{
+		std::ifstream log(path);
+		ordered_json &run = run_of(kernel);
+		std::string unit, text;
+
+		if (!log)
+			throw std::runtime_error("cannot read " + path);
+		while (std::getline(log, text)) {
+			const std::size_t start = text.find("# {");
+
+			if (start == text.npos)
+				continue;
+
+			ordered_json line = ordered_json::parse(text.substr(start + 2));
+
+			if (line.contains("release")) {
+				unit = line["unit"];
+				run["machines"].push_back(line);
+			} else if (line.contains("row")) {
+				line["unit"] = unit;
+				judge(line);
+				run["rows"].push_back(line);
+			} else if (line.contains("curve")) {
+				run["curves"].push_back(line);
+			}
+		}
+		if (run["rows"].empty())
+			throw std::runtime_error("no row was measured in " + path);
+	}
+
+	bool every_must_is_met() const
+	{
+		for (const ordered_json &run : runs_)
+			for (const ordered_json &row : run["rows"])
+				if (!row.value("must-met", true))
+					return false;
+		return true;
+	}
+
+	void print_tables() const
+	{
+		for (const ordered_json &run : runs_)
+			print_table(run);
+	}
+
+	void write_json(const std::string &path) const
+	{
+		std::ofstream file(path);
+
+		file << ordered_json{{"kernels", runs_}}.dump(1, '\t') << '\n';
+		finish(file, path);
+	}
+
+	/* KERNEL-CURVE.dat: a block for each line, under its name. */
+	void write_curves(const std::filesystem::path &directory) const
+	{
+		for (const ordered_json &run : runs_)
+			for (const ordered_json &curve : run["curves"]) {
+				const std::string path = directory / fmt::format("{}-{}.dat", run["kernel"].get<std::string>(),
+										 curve["curve"].get<std::string>());
+				std::ofstream file(path);
+
+				for (const ordered_json &line : curve["lines"]) {
+					file << '"' << line["name"].get<std::string>() << "\"\n";
+					for (const ordered_json &point : line["points"])
+						file << point[0] << ' ' << point[1] << '\n';
+					file << "\n\n";
+				}
+				finish(file, path);
+			}
+	}
+
+	void write_readme(const std::string &path) const
+	{
+		std::ifstream in(path);
+		std::string text{std::istreambuf_iterator<char>(in), {}};
+		const std::size_t begin = text.find(readme_begin), end = text.find(readme_end);
+
+		if (begin == text.npos || end == text.npos || end < begin)
+			throw std::runtime_error(path + " does not have the two lines between which the figures go");
+		text.replace(begin + readme_begin.size(), end - begin - readme_begin.size(), markdown());
+
+		std::ofstream out(path);
+
+		out << text;
+		finish(out, path);
+	}
+
+private:
+	static void finish(std::ofstream &file, const std::string &path)
+	{
+		file.flush();
+		if (!file)
+			throw std::runtime_error("cannot write " + path);
+	}
+
+	ordered_json &run_of(const std::string &kernel)
+	{
+		for (ordered_json &run : runs_)
+			if (run["kernel"] == kernel)
+				return run;
+		runs_.push_back({{"kernel", kernel},
+				 {"machines", ordered_json::array()},
+				 {"rows", ordered_json::array()},
+				 {"curves", ordered_json::array()}});
+		return runs_.back();
+	}
+
+	static std::string verdict(const ordered_json &row)
+	{
+		if (!row.contains("must-met") && !row.contains("aim-met"))
+			return "";
+		if (!row.value("must-met", true))
+			return "MISSED";
+		if (!row.contains("aim-met"))
+			return "met";
+		return row["aim-met"] ? "met, and the aim" : row.contains("must-met") ? "met" : "aim missed";
+	}
+
+	/* "per page": what the cost is of, or what else is counted. */
+	static std::string unit_of(const ordered_json &row)
+	{
+		const std::string per = row["per"], unit = row["unit"];
+
+		if (per == "bytes" || per == "faults" || per == "snapshots")
+			return per;
+		return per.empty() ? unit : unit + " per " + per;
+	}
+
+	/* Characters, not bytes: the tables have a few that are not ASCII. */
+	static std::string padded(const std::string &text, std::size_t width)
+	{
+		std::size_t length = 0;
+
+		for (const char byte : text)
+			length += (byte & 0xc0) != 0x80;
+		return length < width ? std::string(width - length, ' ') + text : text;
+	}
+
+	static void print_table(const ordered_json &run)
+	{
+		const ordered_json &machine = run["machines"].at(0);
+
+		fmt::print("\n{} ({}), in {}; what reading the clock takes, {}, is taken off\n\n", run["kernel"].get<std::string>(),
+			   machine["release"].get<std::string>(), machine["unit"].get<std::string>(),
+			   grouped(machine["clock-cost"]));
+		fmt::print("{:<24} {:>14} {:>14} {:>9} {:>15} {:>12}  {}\n", "row", "ours", "peer", "ratio", "must", "aim", "");
+		for (const ordered_json &row : run["rows"]) {
+			fmt::print("{:<24} {:>14} {:>14} {:>9} {} {}  {}\n", row["row"].get<std::string>(), grouped(row["ours"]),
+				   row.contains("peer") ? grouped(row["peer"]) : "", row.contains("ratio") ? ratio(row["ratio"]) : "",
+				   padded(described(row["must"]), 15), padded(described(row["aim"]), 12), verdict(row));
+			fmt::print("    {}; {}{}\n", row["what"].get<std::string>(), unit_of(row),
+				   row.contains("peer-is") ? "; peer: " + row["peer-is"].get<std::string>() : "");
+			if (row.contains("others"))
+				for (const ordered_json &other : row["others"])
+					fmt::print("      {:>34}   {}\n", grouped(other["value"]), other["name"].get<std::string>());
+			if (row.contains("note"))
+				fmt::print("    {}\n", row["note"].get<std::string>());
+		}
+	}
+
+	const ordered_json *find_row(const ordered_json &run, const std::string &name) const
+	{
+		for (const ordered_json &row : run["rows"])
+			if (row["row"] == name)
+				return &row;
+		return nullptr;
+	}
+
+	static std::string cell(const ordered_json *row)
+	{
+		if (!row)
+			return "";
+
+		std::string text = grouped((*row)["ours"]);
+
+		if (row->contains("peer"))
+			text += " : " + grouped((*row)["peer"]);
+		if (row->contains("ratio"))
+			text += fmt::format(" = {}", ratio((*row)["ratio"]));
+		if (!row->value("must-met", true))
+			text += ", **missed**";
+		return text;
+	}
+
+	std::string markdown() const
+	{
+		std::string text = "| measure | beside |", rule = "| --- | --- |";
+
+		for (const ordered_json &run : runs_) {
+			text += fmt::format(" {} |", run["kernel"].get<std::string>());
+			rule += " --- |";
+		}
+		text += " must | aim |\n" + rule + " --- | --- |\n";
+		for (const ordered_json &row : runs_.front()["rows"]) {
+			const std::string unit = unit_of(row);
+			const std::string of = row["per"].get<std::string>().empty() ? "" : "; " + unit;
+
+			if (row["row"] == "method")
+				continue;
+			text += fmt::format("| {}{} | {} |", row["what"].get<std::string>(), of, row.value("peer-is", ""));
+			for (const ordered_json &run : runs_)
+				text += fmt::format(" {} |", cell(find_row(run, row["row"])));
+			text += fmt::format(" {} | {} |\n", described(row["must"]), described(row["aim"]));
+		}
+		for (const ordered_json &curve : runs_.back()["curves"])
+			text += fmt::format("\n![cost over {0}](doc/bench-{0}.svg)\n", curve["curve"].get<std::string>());
+		return text;
+	}
+
+	std::vector<ordered_json> runs_;
+};
+
+struct options {
+	std::string json, curves, readme;
+	std::vector<std::pair<std::string, std::string>> logs;
+
+	explicit options(std::span<char *> arguments)
+	{
+		for (std::size_t i = 1; i < arguments.size(); i++) {
+			const std::string one = arguments[i];
+			std::string *const value = one == "--json"     ? &json
+						   : one == "--curves" ? &curves
+						   : one == "--readme" ? &readme
+								       : nullptr;
+
+			if (value && i + 1 < arguments.size())
+				*value = arguments[++i];
+			else if (const std::size_t sign = one.find('='); !value && sign != one.npos)
+				logs.emplace_back(one.substr(0, sign), one.substr(sign + 1));
+			else
+				throw std::runtime_error("cannot make anything of " + one);
+		}
+		if (logs.empty())
+			throw std::runtime_error("name a log at least, as KERNEL=LOG");
+	}
+};
+
+} // namespace
+
+int main(int argc, char **argv)
+{
+	try {
+		const options wanted(std::span(argv, static_cast<std::size_t>(argc)));
+		report made;
+
+		for (const auto &[kernel, path] : wanted.logs)
+			made.read(kernel, path);
+		made.print_tables();
+		if (!wanted.json.empty())
+			made.write_json(wanted.json);
+		if (!wanted.curves.empty())
+			made.write_curves(wanted.curves);
+		if (!wanted.readme.empty())
+			made.write_readme(wanted.readme);
+		return made.every_must_is_met() ? 0 : 1;
+	} catch (const std::exception &problem) {
+		fmt::print(stderr, "cowsnap-report: {}\n", problem.what());
+		return 2;
+	}
+}
