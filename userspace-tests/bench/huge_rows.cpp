@@ -53,6 +53,9 @@ cost diff_cost(stage &on, const pages &which)
 	});
 }
 
+/* Of so much memory a scan is compared with; where less is there it is multiplied, as it looks at page after page. */
+constexpr std::uint64_t compared = 4 * gibibyte;
+
 /* Of finding 1,000 pages at random in memory of a process; the best way that the kernel has. */
 struct scan {
 	std::string name;
@@ -98,16 +101,19 @@ result diff(stage &on, const pages &which)
 		scans = measure_scans(on);
 	}
 
+	const double times = static_cast<double>(compared) / static_cast<double>(on.size.huge);
 	result measured = {.ours = ours};
 
 	for (const scan &one : scans) {
 		if (!measured.peer) {
-			measured.peer = one.taken;
+			measured.peer = one.taken * times;
 			measured.note = "the peer is " + one.name;
 		} else {
-			measured.others.push_back({one.name, one.taken});
+			measured.others.push_back({one.name, one.taken * times});
 		}
 	}
+	if (on.size.huge != compared)
+		measured.note += ", of " + named_size(on.size.huge) + " and multiplied";
 	return measured;
 }
 
@@ -119,7 +125,7 @@ result diff_per_granule(stage &on, const pages &few, const pages &many)
 std::vector<row> diff_rows(const std::string &huge, std::size_t all)
 {
 	const std::string what = "DIFF of " + huge + ", ";
-	const std::string peer = "the scan of as much memory of a process";
+	const std::string peer = "the scan of " + named_size(compared) + " of a process";
 
 	return {
 		{.name = "diff-per-granule",
@@ -142,6 +148,11 @@ std::vector<row> diff_rows(const std::string &huge, std::size_t all)
 				 return diff_per_granule(on, at_random(all, some),
 							 at_random(all, 10 * some));
 			 }},
+		{.name = "diff-in-a-row",
+		 .what = what + "1,000 pages in a row changed",
+		 .peer = peer,
+		 .must = times_the_peer(1.0 / 100),
+		 .measure = [](stage &on) { return diff(on, in_a_row(some)); }},
 		{.name = "diff-random",
 		 .what = what + "1,000 pages at random changed",
 		 .peer = peer,

@@ -146,7 +146,7 @@ cost logged_frames(stage &on, const frame_loop &loop)
 			loop.run(
 				memory,
 				[&](std::size_t slot) {
-					ring[slot] = {tracker.written(), tracker.old_contents()};
+					tracker.exchange(ring[slot].first, ring[slot].second);
 					tracker.arm();
 				},
 				[&](std::size_t slot) {

@@ -16,6 +16,16 @@ namespace {
 /* In the VM a nanosecond is an instruction, of which a real machine does more than one a nanosecond. */
 constexpr double few_milliseconds = 3e6;
 
+/*
+ * Bytes that are free.  Not those that are available, with which the kernel counts inodes, as if it could do without
+ * those of snapshots that live.
+ */
+double free_memory()
+{
+	return static_cast<double>(cowsnap_test::sum_of("/proc/meminfo", "MemFree:") * 1024 +
+				   cowsnap_test::sum_of("/proc/zoneinfo", "count:") * page_size);
+}
+
 /* What many idle snapshots of one region showed; measured once for several rows. */
 struct crowd {
 	std::size_t alive = 0;
@@ -79,20 +89,19 @@ crowd measure_crowd(stage &on)
 	subject.memory.snapshot();
 	seen.first = next_snapshot(on, subject.memory);
 
-	const std::uint64_t before = cowsnap_test::available_memory();
+	const double before = free_memory();
 
 	snapshot_many(subject.memory, alive, on.size.snapshots);
 
-	const std::uint64_t after = cowsnap_test::available_memory();
+	const double after = free_memory();
 
-	seen.bytes_each = (static_cast<double>(before) - static_cast<double>(after)) /
-			  static_cast<double>(alive.size());
+	seen.bytes_each = (before - after) / static_cast<double>(alive.size());
 	seen.next = next_snapshot(on, subject.memory);
 
 	/* Into the last of the memory nobody goes for a figure. */
 	const double wanted = static_cast<double>(most - alive.size()) * seen.bytes_each * 1.1;
 
-	if (wanted < static_cast<double>(after))
+	if (wanted < after)
 		snapshot_many(subject.memory, alive, most);
 	else
 		seen.note = "not tried further: " + std::to_string(most) + " would not fit into this machine";

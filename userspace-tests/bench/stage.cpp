@@ -11,6 +11,34 @@ namespace cowsnap_bench {
 
 using cowsnap_test::check;
 
+sizes sizes::full()
+{
+	return {.big = gibibyte,
+		.middle = gibibyte / 4,
+		.small = gibibyte / 16,
+		.huge = 4 * gibibyte,
+		.snapshots = 100'000,
+		.more_snapshots = 1'000'000,
+		.resets = 100'000,
+		.frames = 32,
+		.rounds = 7,
+		.long_rounds = 2};
+}
+
+sizes sizes::quick()
+{
+	return {.big = gibibyte / 4,
+		.middle = gibibyte / 16,
+		.small = gibibyte / 16,
+		.huge = gibibyte / 2,
+		.snapshots = 10'000,
+		.more_snapshots = 10'000,
+		.resets = 2'000,
+		.frames = 16,
+		.rounds = 5,
+		.long_rounds = 1};
+}
+
 std::string named_size(std::uint64_t bytes)
 {
 	return bytes % gibibyte ? std::to_string(bytes / mebibyte) + " MiB"

@@ -38,16 +38,9 @@ struct sizes {
 	/* Of what is cheap, and of what goes over all pages. */
 	std::size_t rounds, long_rounds;
 
-	static sizes full()
-	{
-		return {1024 * mebibyte, 256 * mebibyte, 64 * mebibyte, 4096 * mebibyte,
-			100'000, 1'000'000, 100'000, 64, 7, 2};
-	}
-	static sizes quick()
-	{
-		return {256 * mebibyte, 64 * mebibyte, 64 * mebibyte, 512 * mebibyte,
-			10'000, 10'000, 2'000, 16, 5, 1};
-	}
+	static sizes full();
+	/* For QUICK=1. */
+	static sizes quick();
 };
 
 /* A size, fork(2) of which is what FORK is compared with at any size. */

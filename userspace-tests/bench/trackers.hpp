@@ -37,6 +37,12 @@ public:
 	const pages &written() const noexcept { return written_; }
 	/* What they held, page after page. */
 	const std::vector<std::byte> &old_contents() const noexcept { return contents_; }
+	/* Both go to the caller, whose room is used from now on. */
+	void exchange(pages &written, std::vector<std::byte> &contents) noexcept
+	{
+		written_.swap(written);
+		contents_.swap(contents);
+	}
 
 private:
 	static void caught(int, siginfo_t *info, void *);
