@@ -37,19 +37,14 @@ cost diff_cost(stage &on, const pages &which)
 	live &subject = on.region_of(on.size.huge);
 	const region snapshot = subject.memory.snapshot();
 
+	differences found(which.size());
+
 	store(subject.map, which);
 	return meter::repeat(on.size.rounds, [&] {
-		std::vector<cowsnap_range> found;
-		std::uint64_t bytes = 0;
-		const cost taken = on.measure.timed([&] {
-			found = subject.memory.diff(snapshot, 0, 0, on.size.huge, 65536);
+		return on.measure.timed([&] {
+			if (found.between(subject.memory, snapshot) != which.size() * page_size)
+				throw std::runtime_error("DIFF did not find what was written");
 		});
-
-		for (const cowsnap_range &range : found)
-			bytes += range.length;
-		if (bytes != which.size() * page_size)
-			throw std::runtime_error("DIFF did not find what was written");
-		return taken;
 	});
 }
 

@@ -97,6 +97,24 @@ mapping small_pages(std::uint64_t bytes, bool populate)
 	return memory;
 }
 
+std::uint64_t differences::between(const region &one, const region &other)
+{
+	std::uint64_t bytes = 0;
+	cowsnap_diff arg = {};
+
+	arg.size = sizeof(arg);
+	arg.other_fd = other.fd();
+	arg.end = cowsnap_test::largest_length;
+	arg.ranges = reinterpret_cast<std::uintptr_t>(ranges_.data());
+	for (; arg.start < arg.end; arg.start = arg.next) {
+		arg.count = static_cast<std::uint32_t>(ranges_.size());
+		check(::ioctl(one.fd(), COWSNAP_IOC_DIFF, &arg), "COWSNAP_IOC_DIFF");
+		for (const cowsnap_range &range : std::span(ranges_).first(arg.count))
+			bytes += range.length;
+	}
+	return bytes;
+}
+
 live &stage::region_of(std::uint64_t bytes, std::uint32_t granule_shift)
 {
 	if (!region_ || region_->map.size() != bytes || shift_ != granule_shift) {

@@ -114,6 +114,17 @@ region filled(const device &dev, std::uint64_t bytes, std::uint32_t granule_shif
 /* Memory of 4 KiB pages, all there when @populate. */
 mapping small_pages(std::uint64_t bytes, bool populate = true);
 
+/* DIFF of all, into room for so many ranges that is there already: bytes that differ. */
+class differences {
+public:
+	explicit differences(std::size_t room) : ranges_(room) {}
+
+	std::uint64_t between(const region &one, const region &other);
+
+private:
+	std::vector<cowsnap_range> ranges_;
+};
+
 /* A process that waits, with all that its parent has. */
 inline child waiting_child()
 {

@@ -47,17 +47,12 @@ void expect_found(std::size_t found)
 parts cowsnap_parts(stage &on, const pages &which)
 {
 	live &subject = on.region_of(on.size.middle);
+	differences found(some);
 	region held;
 
 	return measure_parts(
 		on, subject.map, which, [&] { held = subject.memory.snapshot(); },
-		[&] {
-			std::size_t found = 0;
-
-			for (const cowsnap_range &range : subject.memory.diff(held))
-				found += range.length / page_size;
-			expect_found(found);
-		},
+		[&] { expect_found(found.between(subject.memory, held) / page_size); },
 		whose::thread);
 }
 
