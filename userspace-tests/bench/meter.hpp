@@ -2,8 +2,8 @@
 /*
  * What a piece of work costs.
  *
- * In the test VM (run-vm --icount) a nanosecond is an instruction of the guest, the same ones on every run, so the clock
- * is all that is needed.  On a real machine the clock is a clock, and perf's counters go with it.
+ * In the test VM (run-vm --icount) a nanosecond is an instruction of the guest, the same ones on every run, so the
+ * clock is all that is needed.  On a real machine the clock is a clock, and perf's counters go with it.
  */
 #pragma once
 

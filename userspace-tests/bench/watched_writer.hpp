@@ -11,7 +11,6 @@
 #include <ctime>
 
 #include <sched.h>
-#include <sys/mman.h>
 
 #include "stage.hpp"
 
@@ -48,12 +47,11 @@ private:
 	void run(const mapping &memory)
 	{
 		const sched_param first = {1};
+		std::mt19937_64 engine(1);
 		timespec next = {};
 		std::uint64_t value = 0;
 
 		cowsnap_test::check(::sched_setscheduler(0, SCHED_FIFO, &first), "sched_setscheduler");
-		::mlockall(MCL_CURRENT);
-		std::mt19937_64 engine(1);
 		::clock_gettime(CLOCK_MONOTONIC, &next);
 		while (!state_->stop) {
 			next.tv_nsec += period;
