@@ -42,7 +42,8 @@ std::uintptr_t address_of(const mapping &memory)
 /* A userfaultfd with these features, none where the kernel has them not. */
 unique_fd open_userfaultfd(std::uint64_t features)
 {
-	unique_fd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC)));
+	/* One that blocks cannot be polled. */
+	unique_fd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
 	uffdio_api api = {};
 
 	api.api = UFFD_API;
@@ -158,7 +159,11 @@ void userfault_tracker::serve()
 		check(::poll(wanted.data(), wanted.size(), -1), "poll");
 		if (wanted[1].revents)
 			return;
-		check(::read(fd_.get(), &message, sizeof(message)), "read of a userfaultfd");
+		if (::read(fd_.get(), &message, sizeof(message)) < 0) {
+			if (errno != EAGAIN)
+				check(-1, "read of a userfaultfd");
+			continue;
+		}
 		protect(message.arg.pagefault.address / page_size * page_size, page_size, false);
 	}
 }
