@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Draws one curve: gnuplot -e 'data="6.12-size.dat"; out="size.svg"; curve="size"; kernel="6.12"' curve.gp
+# Draws one curve: gnuplot -e 'data="6.12-size.dat"; out="size.svg"; curve="size"; kernel="6.12"; unit="ns"' curve.gp
 set terminal svg size 720,420 font 'sans-serif,13' background '#ffffff'
 set output out
 set logscale xy
 set grid linecolor '#dddddd'
 set key below horizontal
 set border linecolor '#666666'
-set ylabel 'guest instructions'
+set ylabel unit
 stats data using 1:2 nooutput
 
 if (curve eq 'size') {

@@ -18,6 +18,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <fmt/core.h>
@@ -201,12 +202,12 @@ private:
 	static void write_curve(const ordered_json &curve, const std::string &path)
 	{
 		std::ofstream file(path);
+		const char *between = "";
 
 		for (const ordered_json &line : curve["lines"]) {
-			file << '"' << text_of(line, "name") << "\"\n";
+			file << std::exchange(between, "\n\n") << '"' << text_of(line, "name") << "\"\n";
 			for (const ordered_json &point : line["points"])
 				file << point[0] << ' ' << point[1] << '\n';
-			file << "\n\n";
 		}
 		finish(file, path);
 	}
