@@ -348,7 +348,11 @@ private:
 			rule += " --- |";
 		}
 		text += " must | aim |\n" + rule + " --- | --- |\n";
-		for (const ordered_json &row : runs_.back()["rows"]) {
+		/* A kernel that was measured in part leaves cells empty, not rows out. */
+		const auto fullest = std::ranges::max_element(
+			runs_, {}, [](const ordered_json &run) { return run["rows"].size(); });
+
+		for (const ordered_json &row : (*fullest)["rows"]) {
 			const std::string unit = unit_of(row);
 			const std::string of = row["per"].get<std::string>().empty() ? "" : "; " + unit;
 
