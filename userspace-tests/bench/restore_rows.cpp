@@ -271,7 +271,7 @@ std::vector<row> restore_rows(const sizes &size)
 		 .measure = frames},
 		{.name = "reset-loop",
 		 .what = "reset of " + named_size(size.small) + ", 1 to 50 pages at random written, "
-			 "RESTORE; " + std::to_string(size.resets) + " times",
+			 "RESTORE; " + named_count(size.resets) + " times",
 		 .peer = "mprotect + SIGSEGV, copied back",
 		 .measure = resets},
 	};

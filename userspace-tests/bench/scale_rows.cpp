@@ -104,7 +104,7 @@ crowd measure_crowd(stage &on)
 	if (wanted < after)
 		snapshot_many(subject.memory, alive, most);
 	else
-		seen.note = "not tried further: " + std::to_string(most) + " would not fit into this machine";
+		seen.note = "not tried further: " + named_count(most) + " would not fit into this machine";
 	seen.alive = alive.size();
 
 	watched_writer writer(subject.map);
@@ -168,7 +168,7 @@ result fault_at_depth(stage &on, bool write)
 
 std::vector<row> crowd_rows(const sizes &size)
 {
-	const std::string big = named_size(size.big), count = std::to_string(size.snapshots);
+	const std::string big = named_size(size.big), count = named_count(size.snapshots);
 
 	return {
 		{.name = "idle-memory",

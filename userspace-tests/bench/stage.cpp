@@ -45,6 +45,15 @@ std::string named_size(std::uint64_t bytes)
 				: std::to_string(bytes / gibibyte) + " GiB";
 }
 
+std::string named_count(std::size_t count)
+{
+	std::string text = std::to_string(count);
+
+	for (std::size_t at = text.size(); at > 3; at -= 3)
+		text.insert(at - 3, 1, ',');
+	return text;
+}
+
 pages in_a_row(std::size_t count, std::size_t first)
 {
 	pages chosen(count);

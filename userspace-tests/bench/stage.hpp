@@ -47,6 +47,8 @@ struct sizes {
 inline constexpr std::uint64_t gibibyte = 1024 * mebibyte;
 
 std::string named_size(std::uint64_t bytes);
+/* 100000 as "100,000". */
+std::string named_count(std::size_t count);
 
 using pages = std::vector<std::size_t>;
 
