@@ -11,6 +11,7 @@
 #include <ctime>
 
 #include <sched.h>
+#include <unistd.h>
 
 #include "stage.hpp"
 
@@ -29,9 +30,12 @@ public:
 	template <typename Work>
 	double longest_stall(Work &&work)
 	{
+		wait_for_stores();
 		state_->longest = 0;
 		state_->watching = true;
 		work();
+		/* A store that was wanted meanwhile may be done only now. */
+		wait_for_stores();
 		state_->watching = false;
 		return state_->longest;
 	}
@@ -42,7 +46,17 @@ private:
 	struct shared_state {
 		std::atomic<bool> watching = false, stop = false;
 		std::atomic<double> longest = 0;
+		std::atomic<std::uint64_t> stores = 0;
 	};
+
+	/* Until it has begun and ended one from now on. */
+	void wait_for_stores() const
+	{
+		const std::uint64_t before = state_->stores;
+
+		while (state_->stores < before + 2)
+			::usleep(1000);
+	}
 
 	void run(const mapping &memory)
 	{
@@ -67,6 +81,7 @@ private:
 
 			if (state_->watching && late > state_->longest)
 				state_->longest = late;
+			state_->stores++;
 			/* After a stall from now on, not for all moments that were missed. */
 			if (late > static_cast<double>(period))
 				::clock_gettime(CLOCK_MONOTONIC, &next);
