@@ -223,7 +223,8 @@ static int insert_window(struct window *window, bool writable)
 	if (writable)
 		vma.vm_page_prot = mkdirty(vma.vm_page_prot);
 	cowsnap_vm_flags_init(&vma, flags | VM_MIXEDMAP);
-	if (window->nr > 1)
+	/* One that is to be left alone has an entry since the core looked. */
+	if (window->nr > 1 || !window_page(window, 0))
 		return insert_many(window, &vma);
 	return cowsnap_insert_page(&vma, window->addr, window_page(window, 0));
 }

@@ -311,6 +311,32 @@ TEST_F(threads, that_lose_their_page_tables_fault_again)
 	EXPECT_GT(rounds, 100u);
 }
 
+/* Two that read a page at once: what one finds missing the other has mapped already. */
+TEST_F(threads, that_read_the_same_page_at_once_both_get_it)
+{
+	const region one = dev.create_pages(1);
+
+	one.write(0, bytes_of(page_size, 1));
+
+	const region snapshot = one.snapshot();
+	const mapping map = one.map(), shown = snapshot.map(PROT_READ);
+	std::atomic<std::uint64_t> failures = 0, rounds = 0;
+	crew working;
+
+	for (int reader = 0; reader < 3; reader++) {
+		working.add([&] {
+			for (const mapping *of : {&map, &shown}) {
+				failures += of->load(0) != 0x0101010101010101u;
+				of->advise(MADV_DONTNEED);
+			}
+			rounds++;
+		});
+	}
+	std::this_thread::sleep_until(scaled_deadline(std::chrono::seconds(2)));
+	EXPECT_EQ(failures, 0u);
+	EXPECT_GT(rounds, 100u);
+}
+
 /* Forks of forks, made and closed by all threads at once. */
 TEST_F(threads, that_fork_and_close_leave_nothing)
 {
