@@ -19,7 +19,7 @@ check-matrix:
 demo:
 	@$(vm)/demo $(if $(FILE),"$(FILE)")
 
-# QUICK, LOCAL, KERNELS, README and BENCH_ROWS reach it through the environment.
+# QUICK, LOCAL, KERNELS, PROFILE, README and BENCH_ROWS reach it through the environment.
 bench:
 	@$(vm)/bench
 
@@ -36,6 +36,7 @@ help:
 	@echo 'make check-matrix      run those in VMs under each kernel and flavour that the README lists'
 	@echo 'make bench             measure it in VMs that count instructions, beside fork(2) and others: build/bench.json'
 	@echo 'make bench QUICK=1     the same at small sizes, in two minutes; LOCAL=1: here, where the module is loaded'
+	@echo 'make bench PROFILE=1   where the instructions of faults and forks go, symbol by symbol'
 	@echo 'make bench README=1    and put the figures into README.md and doc/'
 	@echo 'make clean             remove build/'
 

@@ -5,11 +5,13 @@
  *   BENCH_CLOCK=instructions   in a VM where a nanosecond is one; otherwise the clock and perf's counters are used
  *   BENCH_ROWS=REGEX           only these rows and curves
  *   BENCH_QUICK=1              small sizes, and only the rows that have a must
+ *   BENCH_PROFILE=1            tell the profiler what is measured when, and the kernel's symbols
  *   BENCH_PARALLEL=1           the rows that need two CPUs, and no others
  */
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <fstream>
 #include <regex>
 #include <string>
 #include <string_view>
@@ -100,6 +102,7 @@ public:
 	session()
 		: wanted_(setting("BENCH_ROWS").empty() ? ".*" : setting("BENCH_ROWS")),
 		  quick_(setting("BENCH_QUICK") == "1"), parallel_(setting("BENCH_PARALLEL") == "1"),
+		  profile_(setting("BENCH_PROFILE") == "1"),
 		  meter_(setting("BENCH_CLOCK") == "instructions"),
 		  on_(quick_ ? sizes::quick() : sizes::full(), meter_)
 	{
@@ -118,10 +121,15 @@ public:
 	{
 		std::printf("KTAP version 1\n1..%zu\n", rows_.size() + curves_.size());
 		tell_machine();
-		for (const row &one : rows_)
+		for (const row &one : rows_) {
+			if (profile_)
+				meter_.profile(one.name);
 			step(one.name, [&] { tell_result(one, one.measure(on_), meter_); });
+		}
 		for (const curve &one : curves_)
 			step("curve-" + one.name, [&] { tell_curve(one.name, one.measure(on_)); });
+		if (profile_)
+			tell_symbols();
 		return failed_ ? 1 : 0;
 	}
 
@@ -146,6 +154,17 @@ private:
 		      {"clock-cost", meter_.own_cost(whose::thread).time()}});
 	}
 
+	/* Of code. */
+	static void tell_symbols()
+	{
+		std::ifstream file("/proc/kallsyms");
+		std::string address, type, name, rest;
+
+		while (file >> address >> type >> name && std::getline(file, rest))
+			if (std::string("tTwW").find(type) != std::string::npos)
+				std::printf("# @symbol %s %s\n", address.c_str(), name.c_str());
+	}
+
 	template <typename Action>
 	void step(const std::string &name, Action &&action)
 	{
@@ -167,7 +186,7 @@ private:
 	/* The rows want more than half of a VM's memory. */
 	cowsnap_test::max_bytes_parameter no_cap_{0};
 	std::regex wanted_;
-	bool quick_, parallel_;
+	bool quick_, parallel_, profile_;
 	meter meter_;
 	stage on_;
 	std::vector<row> rows_;

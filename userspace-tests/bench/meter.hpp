@@ -10,10 +10,13 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdio>
 #include <ctime>
+#include <string>
 #include <string_view>
 #include <vector>
 
+#include "profile.hpp"
 #include "unique_fd.hpp"
 
 namespace cowsnap_bench {
@@ -91,12 +94,23 @@ public:
 		return who == whose::thread ? own_cost_thread_ : own_cost_all_;
 	}
 
+	/* From now on what is timed is told as a part of @row, for the profiler. */
+	void profile(const std::string &row) { profiled_ = row; }
+
 	template <typename Work>
 	cost timed(Work &&work, whose who = whose::thread) const
 	{
+		/* One for each place where something is timed. */
+		static const std::size_t place = ++places_;
+
+		if (!profiled_.empty())
+			std::printf("# @run %s/%zu\n", profiled_.c_str(), place);
+
 		const cost before = now(who);
 
+		marker<marker_begin>();
 		work();
+		marker<marker_end>();
 
 		const cost after = now(who);
 		cost result = after - before - own_cost(who);
@@ -135,7 +149,10 @@ private:
 	cost now(whose who) const;
 	cost measure_nothing(whose who) const;
 
+	static inline std::size_t places_ = 0;
+
 	bool counted_;
+	std::string profiled_;
 	cowsnap_test::unique_fd leader_;
 	std::array<cowsnap_test::unique_fd, counters.size() - 1> followers_;
 	cost own_cost_thread_, own_cost_all_;

@@ -2,8 +2,8 @@
 /*
  * A plugin for QEMU that counts the guest's instructions by symbol, between the
  * markers of profile.hpp.  When the VM ends it reads what the guest printed
- * meanwhile, which has the symbols and the names of the sections, and writes a
- * table for each section.
+ * meanwhile, which has the symbols, and before each pair of markers a line that names
+ * what is to come; and it writes a table for each of these names.
  *
  *   -plugin profile.so,log=WHAT-THE-GUEST-PRINTED,out=TABLE
  */
@@ -74,32 +74,31 @@ struct tally {
 	std::uint64_t calls = 0;
 };
 
-/* What the guest says of a section: how many operations it timed. */
-struct section {
-	std::uint64_t operations = 1;
-	std::string name;
-};
+using tallies = std::map<std::uint64_t, tally>;
 
 std::string log_path, out_path;
 /* A deque, because the code that QEMU makes points into it. */
 std::deque<block> blocks;
-std::map<std::uint32_t, std::map<std::uint64_t, tally>> sections;
+/* What was counted between each pair of markers. */
+std::vector<tallies> runs;
 
 void reached_marker(unsigned int, void *data)
 {
 	const auto mark = static_cast<std::uint32_t>(
 		reinterpret_cast<std::uintptr_t>(data));
-	const bool ends = (mark & marker_kind) == marker_end;
+	tallies found;
 
 	for (block &run : blocks) {
-		if (ends && run.runs) {
-			tally &sum = sections[mark & marker_section][run.address];
+		if (run.runs) {
+			tally &sum = found[run.address];
 
 			sum.instructions += run.runs * run.instructions;
 			sum.calls += run.runs;
 		}
 		run.runs = 0;
 	}
+	if (mark == marker_end)
+		runs.push_back(std::move(found));
 }
 
 std::uint32_t marker_in(const qemu_plugin_insn *insn)
@@ -112,7 +111,7 @@ std::uint32_t marker_in(const qemu_plugin_insn *insn)
 	    bytes[1] != 0x1f || bytes[2] != 0x80)
 		return 0;
 	std::memcpy(&mark, bytes + 3, sizeof(mark));
-	return (mark & marker_magic_mask) == marker_magic ? mark : 0;
+	return mark == marker_begin || mark == marker_end ? mark : 0;
 }
 
 void translated(qemu_plugin_id_t, qemu_plugin_tb *tb)
@@ -134,10 +133,10 @@ void translated(qemu_plugin_id_t, qemu_plugin_tb *tb)
 	}
 }
 
-/* What the guest printed: its symbols, and what the sections are. */
+/* What the guest printed: its symbols, and what was run between markers. */
 struct guest_log {
 	std::map<std::uint64_t, std::string> symbols;
-	std::map<std::uint32_t, section> sections;
+	std::vector<std::string> runs;
 
 	explicit guest_log(const std::string &path)
 	{
@@ -164,69 +163,57 @@ private:
 		const std::size_t at = line.find('@');
 		std::istringstream words(
 			at == std::string::npos ? "" : line.substr(at + 1));
-		std::string kind;
+		std::string kind, name;
 
 		words >> kind;
 		if (kind == "symbol") {
 			std::uint64_t address = 0;
-			std::string name;
 
 			words >> std::hex >> address >> name;
 			symbols.emplace(address, name);
-		} else if (kind == "section") {
-			std::uint32_t id = 0;
-			section found;
-
-			words >> id >> found.operations >> std::ws;
-			std::getline(words, found.name);
-			sections[id] = found;
+		} else if (kind == "run") {
+			words >> name;
+			runs.push_back(name);
 		}
 	}
 };
 
 /* The symbols with the most instructions first, down to a half percent of all. */
-void write_section(std::ostream &out, const guest_log &log, const section &what,
-		   const std::map<std::uint64_t, tally> &found)
+void write_table(std::ostream &out, const guest_log &log, const std::string &name,
+		 const tallies &found, std::size_t times)
 {
 	std::map<std::string, tally> by_symbol;
 	std::uint64_t all = 0;
 
 	for (const auto &[address, sum] : found) {
-		const std::string name = log.symbol_at(address);
-		const auto start = log.symbols.find(address);
+		tally &symbol = by_symbol[log.symbol_at(address)];
 
-		by_symbol[name].instructions += sum.instructions;
-		if (start != log.symbols.end())
-			by_symbol[name].calls += sum.calls;
+		symbol.instructions += sum.instructions;
+		if (log.symbols.contains(address))
+			symbol.calls += sum.calls;
 		all += sum.instructions;
 	}
 
 	std::vector<std::pair<std::string, tally>> sorted(by_symbol.begin(),
 							  by_symbol.end());
-	const auto each = [&](std::uint64_t count) {
-		return static_cast<double>(count) /
-		       static_cast<double>(what.operations);
-	};
-	const auto line = [&](double instructions, double calls,
-			      std::string_view name) {
-		char text[160];
-
-		std::snprintf(text, sizeof(text), "%12.1f %10.2f  %.*s\n",
-			      instructions, calls,
-			      static_cast<int>(name.size()), name.data());
-		out << text;
-	};
 
 	std::ranges::sort(sorted, std::ranges::greater(), [](const auto &entry) {
 		return entry.second.instructions;
 	});
-	out << "\n" << what.name << ", each of " << what.operations << "\n"
-	    << "instructions      calls  symbol\n";
-	line(each(all), 0, "in all");
-	for (const auto &[name, sum] : sorted) {
+	out << '\n' << name << ": " << all / times << " instructions, on average of "
+	    << times << "\ninstructions  share       calls  symbol\n";
+	for (const auto &[symbol, sum] : sorted) {
+		char text[160];
+
 		if (sum.instructions * 200 < all)
 			break;
-		line(each(sum.instructions), each(sum.calls), name);
+		std::snprintf(text, sizeof(text), "%12llu %5.1f%% %11llu  %s\n",
+			      static_cast<unsigned long long>(sum.instructions / times),
+			      100.0 * static_cast<double>(sum.instructions) /
+				      static_cast<double>(all),
+			      static_cast<unsigned long long>(sum.calls / times),
+			      symbol.c_str());
+		out << text;
 	}
 }
 
@@ -234,13 +221,19 @@ void write_tables()
 {
 	const guest_log log(log_path);
 	std::ofstream out(out_path);
+	std::map<std::string, std::pair<tallies, std::size_t>> by_name;
 
-	for (const auto &[id, found] : sections) {
-		const auto what = log.sections.find(id);
+	for (std::size_t i = 0; i < std::min(runs.size(), log.runs.size()); i++) {
+		auto &[sum, times] = by_name[log.runs[i]];
 
-		if (what != log.sections.end())
-			write_section(out, log, what->second, found);
+		times++;
+		for (const auto &[address, found] : runs[i]) {
+			sum[address].instructions += found.instructions;
+			sum[address].calls += found.calls;
+		}
 	}
+	for (const auto &[name, found] : by_name)
+		write_table(out, log, name, found.first, found.second);
 }
 
 /* QEMU's own call at its exit comes when what is static here is gone already. */

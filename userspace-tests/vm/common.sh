@@ -11,6 +11,10 @@ build=$top/build
 # shellcheck disable=SC2034 # used by the scripts that source this
 package_version=$(sed -n 's/^PACKAGE_VERSION="\(.*\)"$/\1/p' "$top/dkms.conf")
 
+# The kernels, as userspace-tests/vm/kernel names them, that all is tested and measured on.
+# shellcheck disable=SC2034 # used by the scripts that source this
+kernels=(6.1 6.12 7.3)
+
 die() {
 	printf '%s: %s\n' "$me" "$*" >&2
 	exit 1
