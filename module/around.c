@@ -67,6 +67,46 @@ static unsigned long choose_pages(struct cowsnap_around *around,
 	return seen.present >> before;
 }
 
+/*
+ * Puts down the pages @around->page[@n] and those behind it that are in the same leaf;
+ * not those in @present.  Returns how many.
+ */
+static unsigned int look_in_leaf(struct cowsnap_around *around,
+				 struct cowsnap_region *region, unsigned int n,
+				 unsigned long present, bool writable)
+{
+	unsigned int shift = cowsnap_granule_shift(region) - PAGE_SHIFT;
+	struct cowsnap_granule *granules[COWSNAP_LEAF_SLOTS];
+	u64 pgoff = around->first + n;
+	unsigned int slot = (pgoff >> shift) & (COWSNAP_LEAF_SLOTS - 1);
+	unsigned int in_granule = pgoff & (BIT(shift) - 1);
+	unsigned int nr = min_t(u64, around->nr - n,
+				((COWSNAP_LEAF_SLOTS - slot) << shift) -
+				in_granule);
+	struct page **page = &around->page[n];
+	unsigned long usable;
+	unsigned int i;
+
+	usable = cowsnap_tree_look_around(&region->tree, pgoff >> shift,
+					  granules);
+	if (!writable)
+		usable = ULONG_MAX;
+	for (i = 0; i < nr; i++, present >>= 1) {
+		struct cowsnap_granule *granule = granules[slot];
+
+		page[i] = NULL;
+		if (granule && !(present & 1) && (usable >> slot & 1))
+			page[i] = shift ? cowsnap_granule_page(granule,
+							       in_granule) :
+					  cowsnap_granule_head(granule);
+		if (++in_granule == 1U << shift) {
+			in_granule = 0;
+			slot++;
+		}
+	}
+	return nr;
+}
+
 /**
  * cowsnap_look_around() - choose what to map with a page
  * @around: out
@@ -79,34 +119,14 @@ void cowsnap_look_around(struct cowsnap_around *around,
 			 struct cowsnap_region *region, struct vm_fault *vmf,
 			 u64 end, bool writable)
 {
-	unsigned int shift = cowsnap_granule_shift(region) - PAGE_SHIFT;
-	struct cowsnap_granule *granules[COWSNAP_LEAF_SLOTS];
 	struct vm_area_struct *vma = vmf->vma;
-	unsigned long present, usable = 0;
-	u64 leaf = U64_MAX;
+	unsigned long present;
 	unsigned int n;
 
 	end = min(end, (u64)vma->vm_pgoff + vma_pages(vma));
 	present = choose_pages(around, vmf, end);
 	around->addr = (vmf->address & PAGE_MASK) -
 		       ((vmf->pgoff - around->first) << PAGE_SHIFT);
-	for (n = 0; n < around->nr; n++, present >>= 1) {
-		u64 pgoff = around->first + n;
-		u64 index = pgoff >> shift;
-		unsigned int slot = index & (COWSNAP_LEAF_SLOTS - 1);
-		struct cowsnap_granule *granule;
-
-		if (leaf != index - slot) {
-			leaf = index - slot;
-			usable = cowsnap_tree_look_around(&region->tree, leaf,
-							  granules);
-			if (!writable)
-				usable = ULONG_MAX;
-		}
-		granule = granules[slot];
-		around->page[n] = NULL;
-		if (granule && !(present & 1) && (usable >> slot & 1))
-			around->page[n] = cowsnap_granule_page(granule,
-							       pgoff & (BIT(shift) - 1));
-	}
+	for (n = 0; n < around->nr;)
+		n += look_in_leaf(around, region, n, present >> n, writable);
 }

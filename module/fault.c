@@ -151,39 +151,61 @@ static vm_fault_t fault_result(struct cowsnap_region *region,
 	return fault_error(region, vmf, err);
 }
 
-/* How many pages go to vm_insert_pages() at once. */
+/* How many pages of a granule go to vm_insert_pages() at once. */
 #define INSERT_BATCH	16U
+
+/* May be mapped with others; the page of a fault is not in memory that failed. */
+static bool is_insertable(struct page *page)
+{
+	return page && !PageHWPoison(page);
+}
+
+/*
+ * The pages from the window's page @n on that can be inserted at once: finds them in the
+ * window or puts them into @batch.  Returns how many.
+ */
+static unsigned int next_batch(struct window *window, unsigned int n,
+			       struct page *batch[INSERT_BATCH],
+			       struct page ***pages)
+{
+	unsigned int most = window->nr - n;
+	unsigned int nr = 0;
+
+	*pages = batch;
+	if (window->page)
+		*pages = &window->page[n];
+	else
+		most = min(most, INSERT_BATCH);
+	for (; nr < most; nr++) {
+		if (!window->page)
+			batch[nr] = window_page(window, n + nr);
+		if (!is_insertable((*pages)[nr]))
+			break;
+	}
+	return nr;
+}
 
 static noinline int insert_many(struct window *window,
 				struct vm_area_struct *vma)
 {
-	struct page *pages[INSERT_BATCH];
+	struct page *batch[INSERT_BATCH], **pages;
 	unsigned int n = 0;
 	int busy = 0;
 
 	while (n < window->nr) {
-		unsigned long batch = min(window->nr - n, INSERT_BATCH);
-		unsigned long left;
-		unsigned long i;
+		unsigned long nr = next_batch(window, n, batch, &pages);
+		unsigned long left = nr;
 		int err;
 
-		for (i = 0; i < batch; i++) {
-			pages[i] = window_page(window, n + i);
-			/* Not the one of the fault, which may do without. */
-			if (!pages[i] || PageHWPoison(pages[i]))
-				break;
-		}
-		if (!i) {
+		if (!nr) {
 			n++;
 			continue;
 		}
-		batch = i;
-		left = batch;
 		err = cowsnap_insert_pages(vma, window->addr + n * PAGE_SIZE,
 					   pages, &left);
 		if (err && err != -EBUSY)
 			return err;
-		n += batch - left;
+		n += nr - left;
 		if (err) {
 			busy = err;
 			n++;

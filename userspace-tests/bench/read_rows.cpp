@@ -49,7 +49,9 @@ result read_all(stage &on, std::uint32_t granule_shift)
 	mapping &memory = on.private_of(on.size.middle);
 	const std::size_t count = memory.pages();
 
+	/* Either is mapped by who forks it. */
 	store_all(memory);
+	load_all(subject.map);
 	return {.ours = snapshot_read_all(on, subject, false) / count,
 		.peer = process_read_all(on, memory) / count,
 		.others = {{"ours with MADV_POPULATE_READ",
