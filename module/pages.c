@@ -119,19 +119,15 @@ static struct page *alloc_pages_for(unsigned int order, bool zero)
 static int copy_pages(struct cowsnap_granule *to, struct cowsnap_granule *from,
 		      unsigned int nr)
 {
-	bool whole = !cowsnap_granule_pieces(to) &&
-		     !cowsnap_granule_pieces(from);
-	unsigned int step = whole ? nr : 1;
 	unsigned int n;
 
 	for (n = 0; n < nr; n++) {
 		if (PageHWPoison(cowsnap_granule_page(from, n)))
 			return -EHWPOISON;
 	}
-	for (n = 0; n < nr; n += step) {
-		if (copy_mc_to_kernel(page_address(cowsnap_granule_page(to, n)),
-				      page_address(cowsnap_granule_page(from, n)),
-				      (size_t)step << PAGE_SHIFT))
+	for (n = 0; n < nr; n++) {
+		if (cowsnap_copy_mc_page(page_address(cowsnap_granule_page(to, n)),
+					 page_address(cowsnap_granule_page(from, n))))
 			return -EHWPOISON;
 	}
 	return 0;

@@ -1017,6 +1017,23 @@ static struct cowsnap_node *diff_child(struct cowsnap_node *node, u8 shift,
 }
 
 /*
+ * Moves *@index on to where two nodes of one height do not point to the same, or behind
+ * them.  Most of a walk is here.
+ */
+static void skip_shared(struct cowsnap_node *x, struct cowsnap_node *y,
+			u64 *index)
+{
+	unsigned long first = slot_of(x, *index);
+	unsigned long slot = first;
+
+	while (slot < COWSNAP_NODE_SLOTS && rcu_access_pointer(x->slot[slot]) ==
+					    rcu_access_pointer(y->slot[slot]))
+		slot++;
+	if (slot != first)
+		*index = ((*index >> x->shift) + slot - first) << x->shift;
+}
+
+/*
  * Descends in both trees to the first pair of leaves, at or after *@index, that
  * are not the same one; either may be missing.  False when there is none.
  */
@@ -1033,14 +1050,21 @@ again:
 	if (*x == *y || *index > shift_last(shift))
 		return false;
 	while (shift) {
-		struct cowsnap_node *cx = diff_child(*x, shift, *index);
-		struct cowsnap_node *cy = diff_child(*y, shift, *index);
+		struct cowsnap_node *cx, *cy;
+		u64 begin = *index;
 
+		if (*x && *y && (*x)->shift == (*y)->shift &&
+		    (*x)->shift == shift) {
+			skip_shared(*x, *y, index);
+			if (*index >> shift_above(shift) !=
+			    begin >> shift_above(shift))
+				goto again;
+		}
+		cx = diff_child(*x, shift, *index);
+		cy = diff_child(*y, shift, *index);
 		if (cx == cy) {
-			u64 mask = shift_last(shift);
-
 			*index = (*index | ((1ULL << shift) - 1)) + 1;
-			if (!(*index & mask))
+			if (!(*index & shift_last(shift)))
 				goto again;
 			continue;
 		}

@@ -86,7 +86,8 @@ std::vector<scan> measure_scans(stage &on)
 	return scans;
 }
 
-result diff(stage &on, const pages &which)
+/* Beside the quickest scan that the kernel has, or beside the one that all have. */
+result diff(stage &on, const pages &which, bool quickest)
 {
 	static std::vector<scan> scans;
 	const cost ours = diff_cost(on, which);
@@ -100,7 +101,7 @@ result diff(stage &on, const pages &which)
 	result measured = {.ours = ours};
 
 	for (const scan &one : scans) {
-		if (!measured.peer) {
+		if (&one == &(quickest ? scans.front() : scans.back())) {
 			measured.peer = one.taken * times;
 			measured.note = "the peer is " + one.name;
 		} else {
@@ -147,12 +148,12 @@ std::vector<row> diff_rows(const std::string &huge, std::size_t all)
 		 .what = what + "1,000 pages in a row changed",
 		 .peer = peer,
 		 .must = times_the_peer(1.0 / 100),
-		 .measure = [](stage &on) { return diff(on, in_a_row(some)); }},
+		 .measure = [](stage &on) { return diff(on, in_a_row(some), true); }},
 		{.name = "diff-random",
 		 .what = what + "1,000 pages at random changed",
 		 .peer = peer,
 		 .must = times_the_peer(1.0 / 100),
-		 .measure = [all](stage &on) { return diff(on, at_random(all, some)); }},
+		 .measure = [all](stage &on) { return diff(on, at_random(all, some), false); }},
 	};
 }
 
