@@ -143,7 +143,6 @@ int cowsnap_region_diff(struct cowsnap_region *region,
 		/* Neither a signal nor a full array loses anything. */
 		if (signal_pending(current))
 			break;
-		cond_resched();
 		nr = min(nr, end - first);
 		if (args->flags & COWSNAP_DIFF_F_EXACT)
 			nr = trim_equal(region, other, &first, nr);

@@ -1051,6 +1051,7 @@ again:
 		return false;
 	while (shift) {
 		struct cowsnap_node *cx, *cy;
+		unsigned long slot;
 		u64 begin = *index;
 
 		if (*x && *y && (*x)->shift == (*y)->shift &&
@@ -1059,9 +1060,13 @@ again:
 			if (*index >> shift_above(shift) !=
 			    begin >> shift_above(shift))
 				goto again;
+			slot = slot_of(*x, *index);
+			cx = rcu_dereference((*x)->slot[slot]);
+			cy = rcu_dereference((*y)->slot[slot]);
+		} else {
+			cx = diff_child(*x, shift, *index);
+			cy = diff_child(*y, shift, *index);
 		}
-		cx = diff_child(*x, shift, *index);
-		cy = diff_child(*y, shift, *index);
 		if (cx == cy) {
 			*index = (*index | ((1ULL << shift) - 1)) + 1;
 			if (!(*index & shift_last(shift)))
@@ -1082,6 +1087,11 @@ static u64 leaf_diff(struct cowsnap_node *x, struct cowsnap_node *y, u64 *index,
 	unsigned long slot = *index & (COWSNAP_LEAF_SLOTS - 1);
 	u64 nr = 0;
 
+	for (; x && y && slot < COWSNAP_LEAF_SLOTS; slot++, ++*index) {
+		if (rcu_access_pointer(x->slot[slot]) !=
+		    rcu_access_pointer(y->slot[slot]))
+			break;
+	}
 	for (; slot < COWSNAP_LEAF_SLOTS; slot++) {
 		void *gx = x ? rcu_dereference(x->slot[slot]) : NULL;
 		void *gy = y ? rcu_dereference(y->slot[slot]) : NULL;
