@@ -13,6 +13,14 @@
 #include <linux/uaccess.h>
 #include <linux/version.h>
 
+/*
+ * entries.c reads page tables as they are on x86-64, where an entry that becomes
+ * writable needs no flush, and a PMD without a table is a bad one.
+ */
+#ifndef CONFIG_X86_64
+#error "cowsnap is for x86-64"
+#endif
+
 /* 6.3 made vma->vm_flags read-only and brought vm_flags_init() and _mod(). */
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
 static inline void cowsnap_vm_flags_init(struct vm_area_struct *vma,

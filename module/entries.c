@@ -5,6 +5,7 @@
  */
 #include <linux/mm.h>
 #include <linux/rcupdate.h>
+#include <linux/sched.h>
 #include <linux/spinlock.h>
 
 #include "compat.h"
@@ -82,6 +83,8 @@ void cowsnap_entries_visit_table(struct mm_struct *mm, pmd_t *pmdp,
  * @end: behind the last one
  * @visit: called for each entry, present or not, where there is a page table
  * @data: for @visit
+ *
+ * Lets the scheduler in between page tables.
  */
 void cowsnap_entries_visit(struct mm_struct *mm, unsigned long addr,
 			   unsigned long end, cowsnap_entry_fn visit,
@@ -96,5 +99,6 @@ void cowsnap_entries_visit(struct mm_struct *mm, unsigned long addr,
 		if (pmdp)
 			cowsnap_entries_visit_table(mm, pmdp, addr, next, visit,
 						    data);
+		cond_resched();
 	}
 }

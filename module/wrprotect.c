@@ -22,11 +22,13 @@
 /**
  * struct protection - write-protecting in one VMA
  * @vma: linked in the i_mmap tree, whose lock is held
- * @changed: an address whose entry may be in a TLB as it was, or 0
+ * @changed: entries may be in a TLB as they were,
+ * @addr: and this is where one of them is
  */
 struct protection {
 	struct vm_area_struct *vma;
-	unsigned long changed;
+	bool changed;
+	unsigned long addr;
 };
 
 static void protect_pte(pte_t *ptep, unsigned long addr, void *data)
@@ -41,7 +43,8 @@ static void protect_pte(pte_t *ptep, unsigned long addr, void *data)
 	/* At once, because a CPU may be about to mark it. */
 	pte = ptep_get_and_clear(mm, addr, ptep);
 	set_pte_at(mm, addr, ptep, pte_mkclean(pte_wrprotect(pte)));
-	protection->changed = addr;
+	protection->changed = true;
+	protection->addr = addr;
 }
 
 /* Protects the pages [@first, @end) where the VMA has them. */
@@ -73,10 +76,10 @@ static bool protect_in(struct vm_area_struct *vma, unsigned int shift,
 		protect_pages(&protection, runs->run[i].first << shift,
 			      (runs->run[i].first + runs->run[i].nr) << shift);
 	if (protection.changed)
-		cowsnap_zap_page(vma, protection.changed);
+		cowsnap_zap_page(vma, protection.addr);
 	dec_tlb_flush_pending(mm);
-	/* Who registers later sees entries as they are now. */
-	return !mm_has_notifiers(mm);
+	/* Who registers has to wait for the lock of the i_mmap tree. */
+	return !protection.changed || !mm_has_notifiers(mm);
 }
 
 /**
@@ -96,19 +99,19 @@ void cowsnap_region_wrprotect(struct cowsnap_region *region,
 	struct rb_node *node;
 	unsigned int i;
 
-	/* Entries are made under a stripe, in VMAs that are linked before. */
-	if (!mapping_mapped(mapping))
-		return;
 	/* One page is one zap, either way. */
 	if (runs->nr > 1 || runs->run[0].nr << shift > 1) {
+		/* Entries are made under a stripe, in VMAs that are linked before. */
 		i_mmap_lock_read(mapping);
 		/* In the order in which mremap(2) relies on being overtaken. */
 		for (node = rb_first_cached(&mapping->i_mmap); node;
-		     node = rb_next(node))
+		     node = rb_next(node)) {
 			protected &= protect_in(rb_entry(node,
 							 struct vm_area_struct,
 							 shared.rb),
 						shift, runs);
+			cond_resched();
+		}
 		i_mmap_unlock_read(mapping);
 		if (protected)
 			return;
