@@ -27,7 +27,7 @@ static u64 protect_at_once(struct cowsnap_region *region)
  * The count is exact: the granule is in one leaf, and no entries are made.
  *
  * Return: true when somebody refers to it; who only reads it, for a moment, counts
- * as one who writes.  False for a page in memory that failed, which the core refers
+ * as one who writes.  False for a page in memory that failed, which the core may refer
  * to: there is nothing in it that could be kept apart, and who touches it next is
  * told.
  */
@@ -36,13 +36,13 @@ bool cowsnap_region_pinned(struct cowsnap_region *region, u64 index,
 {
 	struct page *head = cowsnap_granule_head(granule);
 
-	if (likely(cowsnap_granule_only_mapped(granule, NULL)))
-		return false;
-	if (PageCompound(head) || cowsnap_granule_pieces(granule) ||
-	    !PageHWPoison(head))
-		return true;
+	bool referenced = !cowsnap_granule_only_mapped(granule, NULL);
+
+	if (likely(!PageHWPoison(head)))
+		return referenced;
 	cowsnap_region_zap(region, index, 1);
-	return false;
+	return referenced &&
+	       (PageCompound(head) || cowsnap_granule_pieces(granule));
 }
 
 /*
