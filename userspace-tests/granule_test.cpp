@@ -119,11 +119,8 @@ class granules : public cowsnap_fixture, public testing::WithParamInterface<kind
 protected:
 	void SetUp() override
 	{
-		if (!GetParam().in_pieces)
-			return;
-		if (const char *const obstacle = memory_group::obstacle())
-			GTEST_SKIP() << obstacle;
-		scarce.emplace(16 * granule() + (4 << 20));
+		if (GetParam().in_pieces)
+			make_scarce(scarce, 16 * granule() + (4 << 20));
 	}
 
 	static unsigned int shift() { return GetParam().shift; }

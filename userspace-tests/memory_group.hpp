@@ -150,4 +150,12 @@ private:
 	mapping filler_;
 };
 
+/* For a SetUp(): from now on memory is scarce, or the test is skipped. */
+inline void make_scarce(std::optional<scarce_memory> &memory, std::size_t bytes)
+{
+	if (const char *const obstacle = memory_group::obstacle())
+		GTEST_SKIP() << obstacle;
+	memory.emplace(bytes);
+}
+
 } // namespace cowsnap_test

@@ -1106,11 +1106,8 @@ class random_operations : public cowsnap_fixture,
 protected:
 	void SetUp() override
 	{
-		if (!GetParam().in_pieces)
-			return;
-		if (const char *const obstacle = memory_group::obstacle())
-			GTEST_SKIP() << obstacle;
-		scarce.emplace(48 << 20);
+		if (GetParam().in_pieces)
+			make_scarce(scarce, 48 << 20);
 	}
 
 	static geometry shape()
