@@ -10,13 +10,8 @@
 #include "cowsnap.h"
 #include "entries.h"
 
-/* Pages to map at once, aligned; */
-#define READ_WINDOW	16UL
-/* and where what was read last was mapped right before. */
-#define READ_ON_WINDOW	COWSNAP_AROUND_MAX
-
 /* What lies around a page, but in one stripe. */
-static_assert(READ_ON_WINDOW <= 1UL << COWSNAP_STRIPE_SHIFT);
+static_assert(COWSNAP_AROUND_MAX <= 1U << COWSNAP_STRIPE_SHIFT);
 
 /**
  * struct entries - which entries there are
@@ -37,8 +32,8 @@ static void see_entry(pte_t *ptep, unsigned long addr, void *data)
 }
 
 /*
- * Chooses the pages [@around->first, ...@around->nr): from the page of the fault on for
- * who reads on and on, which shows in that the page before is mapped and none
+ * Chooses @around->first and @around->nr: from the page of the fault on for who reads
+ * on and on, which shows in that the page before is mapped and none
  * from there on.  Returns a bit for each that has an entry.
  */
 static unsigned long choose_pages(struct cowsnap_around *around,
@@ -47,8 +42,9 @@ static unsigned long choose_pages(struct cowsnap_around *around,
 	struct vm_area_struct *vma = vmf->vma;
 	unsigned long addr = vmf->address & PAGE_MASK;
 	u64 here = vmf->pgoff;
-	u64 first = max_t(u64, round_down(here, READ_WINDOW), vma->vm_pgoff);
-	u64 last = min(round_down(here, READ_WINDOW) + READ_WINDOW, end);
+	u64 window = round_down(here, COWSNAP_READ_WINDOW);
+	u64 first = max_t(u64, window, vma->vm_pgoff);
+	u64 last = min(window + COWSNAP_READ_WINDOW, end);
 	bool before = first == here && here > vma->vm_pgoff;
 	u64 from = first - before;
 	struct entries seen = { .from = addr - ((here - from) << PAGE_SHIFT) };
@@ -58,8 +54,8 @@ static unsigned long choose_pages(struct cowsnap_around *around,
 			      see_entry, &seen);
 	if (here > from && seen.present >> (here - from - 1) == 1) {
 		around->first = here;
-		around->nr = min(round_down(here, READ_ON_WINDOW) +
-				 READ_ON_WINDOW, end) - here;
+		around->nr = min(round_down(here, COWSNAP_AROUND_MAX) +
+				 COWSNAP_AROUND_MAX, end) - here;
 		return 0;
 	}
 	around->first = first;

@@ -11,7 +11,10 @@ struct cowsnap_region;
 struct page;
 struct vm_fault;
 
-#define COWSNAP_AROUND_MAX	64UL
+/* Pages that a read maps at once, aligned, as the core does for files; */
+#define COWSNAP_READ_WINDOW	16U
+/* and the most, where what was read last was mapped right before. */
+#define COWSNAP_AROUND_MAX	64U
 
 /**
  * struct cowsnap_around - a page and those around it

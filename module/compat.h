@@ -9,8 +9,8 @@
 #include <linux/fs.h>
 #include <linux/fs_context.h>
 #include <linux/mm.h>
-#include <linux/uio.h>
 #include <linux/uaccess.h>
+#include <linux/uio.h>
 #include <linux/version.h>
 
 /*
@@ -176,18 +176,16 @@ static inline long cowsnap_folio_mapcount(struct folio *folio)
 }
 
 /*
- * copy_mc_to_kernel() of one page.  An x86 without ERMS has none that survives a
+ * copy_mc_to_kernel() of one page.  A CPU without ERMS has none that survives a
  * machine check, and takes memcpy(), which from 6.4 on takes three times as many
  * instructions there as copy_page().
  */
 static inline unsigned long cowsnap_copy_mc_page(void *to, const void *from)
 {
-#ifdef CONFIG_X86
 	if (!boot_cpu_has(X86_FEATURE_ERMS)) {
 		copy_page(to, (void *)from);
 		return 0;
 	}
-#endif
 	return copy_mc_to_kernel(to, from, PAGE_SIZE);
 }
 

@@ -100,17 +100,17 @@ void cowsnap_granule_open(struct cowsnap_region *region,
 }
 
 static struct cowsnap_granule *fill_hole(struct cowsnap_region *region,
-					 u64 index)
+					 u64 index, struct cowsnap_node *leaf)
 {
 	struct cowsnap_stripe *stripe = cowsnap_stripe(region, index);
 	struct cowsnap_account *account = &region->family->account;
 	struct cowsnap_granule *granule;
-	struct cowsnap_node *leaf;
 
 	granule = cowsnap_granule_alloc(account, NULL);
 	if (IS_ERR(granule))
 		return granule;
-	leaf = cowsnap_tree_own(&region->tree, index);
+	if (!leaf)
+		leaf = cowsnap_tree_take(&region->tree, index);
 	if (!leaf) {
 		cowsnap_granule_release(account, granule);
 		return ERR_PTR(-ENOMEM);
@@ -193,9 +193,9 @@ struct cowsnap_granule *cowsnap_granule_write(struct cowsnap_region *region,
 	granule = leaf ? cowsnap_leaf_granule(leaf, index) :
 			 cowsnap_tree_lookup(&region->tree, index);
 	if (!granule)
-		return fill_hole(region, index);
+		return fill_hole(region, index, leaf);
 	if (!leaf)
-		leaf = cowsnap_tree_own(&region->tree, index);
+		leaf = cowsnap_tree_take(&region->tree, index);
 	if (!leaf)
 		return ERR_PTR(-ENOMEM);
 	if (!cowsnap_leaf_is_dirty(leaf, index)) {

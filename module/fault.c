@@ -66,9 +66,6 @@ static u64 fault_index(struct cowsnap_region *region, struct vm_fault *vmf)
 	return cowsnap_page_index(region, vmf->pgoff);
 }
 
-/* Reading maps this many pages of a large granule at once, as the core does for files. */
-#define READ_WINDOW	16U
-
 /**
  * struct window - the pages that one fault maps
  * @vmf: the fault, on one of them
@@ -154,15 +151,10 @@ static vm_fault_t fault_result(struct cowsnap_region *region,
 /* How many pages of a granule go to vm_insert_pages() at once. */
 #define INSERT_BATCH	16U
 
-/* May be mapped with others; the page of a fault is not in memory that failed. */
-static bool is_insertable(struct page *page)
-{
-	return page && !PageHWPoison(page);
-}
-
 /*
  * The pages from the window's page @n on that can be inserted at once: finds them in the
- * window or puts them into @batch.  Returns how many.
+ * window or puts them into @batch.  Ends before one that is to be left alone or is in
+ * memory that failed.  Returns how many.
  */
 static unsigned int next_batch(struct window *window, unsigned int n,
 			       struct page *batch[INSERT_BATCH],
@@ -179,7 +171,7 @@ static unsigned int next_batch(struct window *window, unsigned int n,
 	for (; nr < most; nr++) {
 		if (!window->page)
 			batch[nr] = window_page(window, n + nr);
-		if (!is_insertable((*pages)[nr]))
+		if (!(*pages)[nr] || PageHWPoison((*pages)[nr]))
 			break;
 	}
 	return nr;
@@ -372,7 +364,7 @@ static int insert_data(struct window *window, struct cowsnap_region *region,
 {
 	if (is_broken(window))
 		return -EHWPOISON;
-	if (cowsnap_granule_pages(region) < READ_WINDOW)
+	if (cowsnap_granule_pages(region) < COWSNAP_READ_WINDOW)
 		return insert_around(window, region, writable);
 	return insert_window(window, writable);
 }
@@ -384,7 +376,7 @@ static int read_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 	struct window window;
 
 	granule = cowsnap_tree_lookup(&region->tree, index);
-	window_init(&window, region, vmf, granule, READ_WINDOW);
+	window_init(&window, region, vmf, granule, COWSNAP_READ_WINDOW);
 	if (granule)
 		/* What may be written already need not fault again for it. */
 		return insert_data(&window, region,
@@ -458,7 +450,7 @@ static vm_fault_t snapshot_fault(struct vm_fault *vmf)
 	if (read && pmd_trans_huge(pmd))
 		return fault_result(region, vmf, -EBUSY);
 	if (read && !(pmd_none(pmd) && fits_pmd(&window))) {
-		window_init(&window, region, vmf, granule, READ_WINDOW);
+		window_init(&window, region, vmf, granule, COWSNAP_READ_WINDOW);
 		err = granule ? insert_data(&window, region, false) :
 				insert_window(&window, false);
 		return fault_result(region, vmf, err);

@@ -122,12 +122,11 @@ static int copy_pages(struct cowsnap_granule *to, struct cowsnap_granule *from,
 	unsigned int n;
 
 	for (n = 0; n < nr; n++) {
-		if (PageHWPoison(cowsnap_granule_page(from, n)))
-			return -EHWPOISON;
-	}
-	for (n = 0; n < nr; n++) {
-		if (cowsnap_copy_mc_page(page_address(cowsnap_granule_page(to, n)),
-					 page_address(cowsnap_granule_page(from, n))))
+		struct page *page = cowsnap_granule_page(from, n);
+
+		if (PageHWPoison(page) ||
+		    cowsnap_copy_mc_page(page_address(cowsnap_granule_page(to, n)),
+					 page_address(page)))
 			return -EHWPOISON;
 	}
 	return 0;

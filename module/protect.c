@@ -35,7 +35,6 @@ bool cowsnap_region_pinned(struct cowsnap_region *region, u64 index,
 			   struct cowsnap_granule *granule)
 {
 	struct page *head = cowsnap_granule_head(granule);
-
 	bool referenced = !cowsnap_granule_only_mapped(granule, NULL);
 
 	if (likely(!PageHWPoison(head)))
@@ -81,7 +80,7 @@ static void close_unpinned(struct cowsnap_region *region, u64 first, u64 nr)
 		u64 index = first;
 
 		/* What is open is owned. */
-		leaf = cowsnap_tree_own(&region->tree, index);
+		leaf = cowsnap_tree_owned(&region->tree, index);
 		for (; slot < end; slot++, first++, nr--) {
 			struct cowsnap_granule *granule;
 

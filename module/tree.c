@@ -392,7 +392,7 @@ struct cowsnap_granule *cowsnap_tree_lookup(struct cowsnap_tree *tree,
  * for: what is owned stays, and an epoch is not used twice, so a node that says it
  * is owned is, however old the pointer that led to it.
  *
- * Return: the leaf, or NULL when cowsnap_tree_own() has something to do.
+ * Return: the leaf, or NULL when it takes cowsnap_tree_take().
  */
 struct cowsnap_node *cowsnap_tree_owned(struct cowsnap_tree *tree, u64 index)
 {
@@ -600,8 +600,8 @@ static void tree_prune(struct cowsnap_tree *tree, u64 index)
 }
 
 /**
- * cowsnap_tree_own() - get a leaf that may be changed
- * @tree: the tree
+ * cowsnap_tree_take() - get a leaf that may be changed and could not be
+ * @tree: the tree, in which cowsnap_tree_owned() does not find it
  * @index: at most COWSNAP_INDEX_MAX; its class lock is held
  *
  * Copies or takes over what is not owned on the path to @index and makes what
@@ -611,18 +611,23 @@ static void tree_prune(struct cowsnap_tree *tree, u64 index)
  * Return: the leaf, or NULL when out of memory; then what the tree holds has
  * not changed.
  */
-struct cowsnap_node *cowsnap_tree_own(struct cowsnap_tree *tree, u64 index)
+struct cowsnap_node *cowsnap_tree_take(struct cowsnap_tree *tree, u64 index)
 {
-	struct cowsnap_node *leaf = cowsnap_tree_owned(tree, index);
+	struct cowsnap_node *leaf;
 
-	if (leaf)
-		return leaf;
 	mutex_lock(&tree->lock);
 	leaf = tree_grow(tree, index) ? NULL : own_path(tree, index, true);
 	if (!leaf)
 		tree_prune(tree, index);
 	mutex_unlock(&tree->lock);
 	return leaf;
+}
+
+/* A leaf that may be changed, owned already or from cowsnap_tree_take(). */
+struct cowsnap_node *cowsnap_tree_own(struct cowsnap_tree *tree, u64 index)
+{
+	return cowsnap_tree_owned(tree, index) ?:
+	       cowsnap_tree_take(tree, index);
 }
 
 /* What an owned leaf has at @index, whose class lock is held. */
@@ -1017,10 +1022,10 @@ static struct cowsnap_node *diff_child(struct cowsnap_node *node, u8 shift,
 }
 
 /*
- * Moves *@index on to where two nodes of one height do not point to the same, or behind
- * them.  Most of a walk is here.
+ * Moves *@index on to where two nodes of one height do not point to the same; false
+ * when they do to their end, and it is behind them.  Most of a walk is here.
  */
-static void skip_shared(struct cowsnap_node *x, struct cowsnap_node *y,
+static bool skip_shared(struct cowsnap_node *x, struct cowsnap_node *y,
 			u64 *index)
 {
 	unsigned long first = slot_of(x, *index);
@@ -1031,6 +1036,7 @@ static void skip_shared(struct cowsnap_node *x, struct cowsnap_node *y,
 		slot++;
 	if (slot != first)
 		*index = ((*index >> x->shift) + slot - first) << x->shift;
+	return slot < COWSNAP_NODE_SLOTS;
 }
 
 /*
@@ -1052,13 +1058,9 @@ again:
 	while (shift) {
 		struct cowsnap_node *cx, *cy;
 		unsigned long slot;
-		u64 begin = *index;
 
-		if (*x && *y && (*x)->shift == (*y)->shift &&
-		    (*x)->shift == shift) {
-			skip_shared(*x, *y, index);
-			if (*index >> shift_above(shift) !=
-			    begin >> shift_above(shift))
+		if (*x && *y && (*x)->shift == shift && (*y)->shift == shift) {
+			if (!skip_shared(*x, *y, index))
 				goto again;
 			slot = slot_of(*x, *index);
 			cx = rcu_dereference((*x)->slot[slot]);
