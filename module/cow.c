@@ -189,9 +189,7 @@ struct cowsnap_granule *cowsnap_granule_write(struct cowsnap_region *region,
 	struct cowsnap_node *leaf;
 
 	lockdep_assert_held(&stripe->lock);
-	leaf = cowsnap_tree_owned(&region->tree, index);
-	granule = leaf ? cowsnap_leaf_granule(leaf, index) :
-			 cowsnap_tree_lookup(&region->tree, index);
+	leaf = cowsnap_tree_find(&region->tree, index, &granule);
 	if (!granule)
 		return fill_hole(region, index, leaf);
 	if (!leaf)

@@ -296,8 +296,8 @@ static noinline int write_window(struct cowsnap_region *region,
 	window_init(&window, region, vmf, granule, UINT_MAX);
 	if (is_broken(&window))
 		return -EHWPOISON;
-	if (vmf->page && cowsnap_granule_has(granule, vmf->page) &&
-	    upgrade_window(&window))
+	if (vmf->page && cowsnap_granule_pages(region) > 1 &&
+	    cowsnap_granule_has(granule, vmf->page) && upgrade_window(&window))
 		return 0;
 	err = insert_window(&window, true);
 	/* Read before, here or by another CPU, while it was read-only. */

@@ -417,6 +417,26 @@ struct cowsnap_node *cowsnap_tree_owned(struct cowsnap_tree *tree, u64 index)
 }
 
 /**
+ * cowsnap_tree_find() - what is at an index, and may the leaf be changed?
+ * @tree: the tree
+ * @index: its class lock is held
+ * @granule: gets the granule, with no reference taken, or NULL for a hole
+ *
+ * cowsnap_tree_lookup() and cowsnap_tree_owned() in one walk: who owns a leaf owns the
+ * path to it.
+ *
+ * Return: the leaf, or NULL when it takes cowsnap_tree_take().
+ */
+struct cowsnap_node *cowsnap_tree_find(struct cowsnap_tree *tree, u64 index,
+				       struct cowsnap_granule **granule)
+{
+	struct cowsnap_node *leaf = lookup_leaf(tree, index);
+
+	*granule = leaf ? slot_get(leaf, slot_of(leaf, index)) : NULL;
+	return leaf && leaf->owner == tree->epoch ? leaf : NULL;
+}
+
+/**
  * cowsnap_tree_look_around() - what is in all of a leaf?
  * @tree: the tree
  * @index: in the leaf; its class lock is held, or the tree does not change any more
@@ -440,26 +460,45 @@ cowsnap_tree_look_around(struct cowsnap_tree *tree, u64 index,
 	return open;
 }
 
+static void copy_nodes(struct cowsnap_node *to, struct cowsnap_node *from)
+{
+	unsigned long slot;
+
+	for (slot = 0; slot < COWSNAP_NODE_SLOTS; slot++) {
+		struct cowsnap_node *child = slot_get(from, slot);
+
+		RCU_INIT_POINTER(to->slot[slot], child);
+		if (child)
+			refcount_inc(&child->refs);
+	}
+}
+
+/* Most of what the first write in a leaf takes. */
+static void copy_granules(struct cowsnap_node *to, struct cowsnap_node *from)
+{
+	unsigned long slot;
+
+	for (slot = 0; slot < COWSNAP_LEAF_SLOTS; slot++) {
+		struct cowsnap_granule *granule = slot_get(from, slot);
+
+		RCU_INIT_POINTER(to->slot[slot], granule);
+		if (granule)
+			cowsnap_granule_get(granule);
+	}
+}
+
 /* A copy of @node, owned by @tree, with a reference on each child. */
 static struct cowsnap_node *node_copy(struct cowsnap_tree *tree,
 				      struct cowsnap_node *node)
 {
 	struct cowsnap_node *copy = node_alloc(node->shift, tree->epoch);
-	unsigned long slot;
 
 	if (!copy)
 		return NULL;
-	for (slot = 0; slot < node_slots(node); slot++) {
-		void *child = slot_get(node, slot);
-
-		if (!child)
-			continue;
-		if (node->shift)
-			refcount_inc(&((struct cowsnap_node *)child)->refs);
-		else
-			cowsnap_granule_get(child);
-		RCU_INIT_POINTER(copy->slot[slot], child);
-	}
+	if (node->shift)
+		copy_nodes(copy, node);
+	else
+		copy_granules(copy, node);
 	copy->count = node->count;
 	return copy;
 }
@@ -601,7 +640,7 @@ static void tree_prune(struct cowsnap_tree *tree, u64 index)
 
 /**
  * cowsnap_tree_take() - get a leaf that may be changed and could not be
- * @tree: the tree, in which cowsnap_tree_owned() does not find it
+ * @tree: the tree, in which nobody owns it yet
  * @index: at most COWSNAP_INDEX_MAX; its class lock is held
  *
  * Copies or takes over what is not owned on the path to @index and makes what

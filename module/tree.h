@@ -111,6 +111,8 @@ cowsnap_tree_look_around(struct cowsnap_tree *tree, u64 index,
 bool cowsnap_tree_next(struct cowsnap_tree *tree, u64 *index, bool data);
 
 struct cowsnap_node *cowsnap_tree_owned(struct cowsnap_tree *tree, u64 index);
+struct cowsnap_node *cowsnap_tree_find(struct cowsnap_tree *tree, u64 index,
+				       struct cowsnap_granule **granule);
 struct cowsnap_node *cowsnap_tree_take(struct cowsnap_tree *tree, u64 index);
 struct cowsnap_node *cowsnap_tree_own(struct cowsnap_tree *tree, u64 index);
 struct cowsnap_granule *cowsnap_leaf_granule(struct cowsnap_node *leaf,

@@ -149,8 +149,13 @@ public:
 	cowsnap_node *own(u64 index)
 	{
 		const unsigned int levels = levels_for(index);
-		cowsnap_node *leaf = cowsnap_tree_own(&tree_, index);
+		cowsnap_granule *there = nullptr;
+		cowsnap_node *leaf = cowsnap_tree_find(&tree_, index, &there);
 
+		EXPECT_EQ(there, page(index));
+		EXPECT_EQ(leaf, cowsnap_tree_owned(&tree_, index));
+		if (!leaf)
+			leaf = cowsnap_tree_take(&tree_, index);
 		/* Growth may have been cut short, but only of what is there. */
 		if (leaf)
 			lowest_ = std::max(lowest_, levels);

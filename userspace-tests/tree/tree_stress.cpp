@@ -101,12 +101,14 @@ public:
 	{
 		const u64 index = index_of(place);
 		const std::lock_guard lock(classes_[class_of(index)]);
-		cowsnap_node *const leaf = cowsnap_tree_own(&tree_, index);
+		cowsnap_granule *old = nullptr;
+		cowsnap_node *leaf = cowsnap_tree_find(&tree_, index, &old);
 
 		if (!leaf)
+			leaf = cowsnap_tree_take(&tree_, index);
+		if (!leaf)
 			return;
-		cowsnap_granule *const old = cowsnap_leaf_granule(leaf, index);
-
+		EXPECT_EQ(cowsnap_leaf_granule(leaf, index), old);
 		if (old && !shim_granule_shared(old)) {
 			shim_granule_write(old, content);
 		} else {
