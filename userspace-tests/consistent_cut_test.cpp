@@ -415,17 +415,14 @@ protected:
 					parent.prepare(random.below(60));
 			});
 
-		/* On a slow machine until the writers got somewhere, too. */
 		const deadline end = scaled_deadline(std::chrono::milliseconds(1200));
-		const deadline last_end = end + std::chrono::seconds(60);
 		const auto enough = [&] {
-			return passed(last_end) ||
-			       (passed(end) &&
-				std::ranges::all_of(state->rounds,
-						    [](const auto &rounds) {
-							    return rounds >=
-								   least_rounds;
-						    }));
+			return passed(end, [&] {
+				return std::ranges::all_of(
+					state->rounds, [](const auto &rounds) {
+						return rounds >= least_rounds;
+					});
+			});
 		};
 
 		for (std::size_t i = 1; i < forkers; i++)

@@ -30,7 +30,7 @@ namespace cowsnap_test {
 /* True as soon as @holds() is, false when it is not within @patience. */
 template <typename Condition>
 bool eventually(Condition &&holds,
-		std::chrono::milliseconds patience = std::chrono::seconds(5))
+		std::chrono::milliseconds patience = std::chrono::seconds(30))
 {
 	const auto end = std::chrono::steady_clock::now() + patience;
 
@@ -67,7 +67,7 @@ struct counters {
 };
 
 inline void expect_back(const device &dev, const counters &before,
-			std::chrono::milliseconds patience = std::chrono::seconds(5))
+			std::chrono::milliseconds patience = std::chrono::seconds(30))
 {
 	eventually([&] { return counters(dev) == before; }, patience);
 	EXPECT_EQ(counters(dev), before);
@@ -76,7 +76,7 @@ inline void expect_back(const device &dev, const counters &before,
 inline void expect_memory_back(std::uint64_t before, std::uint64_t slack)
 {
 	eventually([=] { return available_memory() + slack >= before; },
-		   std::chrono::seconds(10));
+		   std::chrono::seconds(30));
 	EXPECT_GE(available_memory() + slack, before)
 		<< "the memory that is available did not return";
 }

@@ -818,7 +818,7 @@ TEST_F(fork_many, and_others_in_opposite_orders_do_not_wait_for_each_other)
 
 	for (std::size_t i = 0; i < actions.size(); i++)
 		threads.emplace_back([&, i] {
-			for (; !passed(end); done[i]++)
+			for (; !passed(end, [&] { return done[i] > 0; }); done[i]++)
 				actions[i]();
 		});
 	for (std::thread &thread : threads)
@@ -844,7 +844,7 @@ TEST_F(fork_many, keeps_the_regions_that_others_close)
 	});
 	std::size_t good = 0;
 
-	while (!passed(end)) {
+	while (!passed(end, [&] { return good > 0; })) {
 		std::array entries = {entry_for(first.fd()), entry_for(slot.get()),
 				      entry_for(second.fd())};
 		const int error = error_of(entries);

@@ -285,7 +285,7 @@ TEST_F(module_life, is_not_disturbed_by_who_comes_meanwhile)
 		}
 	});
 
-	while (!passed(end)) {
+	while (!passed(end, [&] { return unloaded && *used; })) {
 		const int error = unload();
 
 		if (error) {

@@ -815,7 +815,7 @@ TEST_F(stopped_io, of_write_lets_a_waiting_restore_be_killed)
 		return ::waitid(P_PID, static_cast<id_t>(restorer.pid()), &info,
 				WEXITED | WNOHANG | WNOWAIT) == 0 &&
 		       info.si_pid != 0;
-	}, std::chrono::seconds(5))) << "RESTORE cannot be killed";
+	})) << "RESTORE cannot be killed";
 	source.provide(99);
 	writer.join();
 }

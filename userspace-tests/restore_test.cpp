@@ -763,8 +763,11 @@ TEST_P(under_writers, is_of_one_instant)
 	chance random(5);
 	const deadline end = scaled_deadline(std::chrono::seconds(3));
 	std::uint64_t restores = 0;
+	const auto enough = [&] {
+		return restores >= 10 && state->checks >= 10 && state->cuts >= 1;
+	};
 
-	for (; !passed(end); restores++) {
+	for (; !passed(end, enough); restores++) {
 		std::this_thread::sleep_for(
 			std::chrono::microseconds(random.below(8000)));
 		state->epoch++;

@@ -66,6 +66,16 @@ private:
 	std::vector<std::thread> threads_;
 };
 
+/* Leaves a crew at work, until more than @least of its @rounds were made at any rate. */
+void let_work(std::chrono::seconds time, const std::atomic<std::uint64_t> &rounds,
+	      std::uint64_t least)
+{
+	const deadline end = scaled_deadline(time);
+
+	while (!passed(end, [&] { return rounds > least; }))
+		std::this_thread::sleep_for(std::chrono::milliseconds(10));
+}
+
 class threads : public cowsnap_fixture {
 protected:
 	/* What readers and writers found wrong. */
@@ -107,19 +117,15 @@ TEST_F(threads, that_share_pages_lose_no_store)
 			});
 		}
 
-		/* On a slow machine until the writers got somewhere, too. */
 		const deadline end = scaled_deadline(std::chrono::seconds(2));
-		const deadline last_end = end + std::chrono::seconds(60);
-		const auto enough = [&] {
-			return passed(last_end) ||
-			       (passed(end) && forks >= least &&
-				std::ranges::all_of(rounds,
-						    [](const auto &each) {
-							    return each >= least;
-						    }));
+		const auto progress = [&] {
+			return forks >= least &&
+			       std::ranges::all_of(rounds, [](const auto &each) {
+				       return each >= least;
+			       });
 		};
 
-		while (!enough()) {
+		while (!passed(end, progress)) {
 			const region snapshot = parent.snapshot();
 			const mapping shown = snapshot.map(PROT_READ);
 
@@ -306,7 +312,7 @@ TEST_F(threads, that_lose_their_page_tables_fault_again)
 			rounds++;
 		});
 	}
-	std::this_thread::sleep_until(scaled_deadline(std::chrono::seconds(4)));
+	let_work(std::chrono::seconds(4), rounds, 100);
 	EXPECT_EQ(failures, 0u);
 	EXPECT_GT(rounds, 100u);
 }
@@ -332,7 +338,7 @@ TEST_F(threads, that_read_the_same_page_at_once_both_get_it)
 			rounds++;
 		});
 	}
-	std::this_thread::sleep_until(scaled_deadline(std::chrono::seconds(2)));
+	let_work(std::chrono::seconds(2), rounds, 100);
 	EXPECT_EQ(failures, 0u);
 	EXPECT_GT(rounds, 100u);
 }
