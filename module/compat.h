@@ -14,12 +14,19 @@
 #include <linux/version.h>
 
 /*
- * entries.c reads page tables as they are on x86-64, where an entry that becomes
- * writable needs no flush, and a PMD without a table is a bad one.
+ * entries.c reads page tables as they are on x86-64 and arm64, where a PMD without a
+ * table is a bad one.
  */
-#ifndef CONFIG_X86_64
-#error "cowsnap is for x86-64"
+#if !defined(CONFIG_X86_64) && !defined(CONFIG_ARM64)
+#error "cowsnap is for x86-64 and arm64"
 #endif
+
+/*
+ * May an entry become writable where it is?  A CPU that remembers it as read-only
+ * faults once more, and forgets; but one of arm64 does not forget, and has to be told,
+ * which nothing does that is exported.
+ */
+#define COWSNAP_ENTRIES_UPGRADE		IS_ENABLED(CONFIG_X86_64)
 
 /* 6.3 made vma->vm_flags read-only and brought vm_flags_init() and _mod(). */
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
@@ -79,18 +86,18 @@ static inline void cowsnap_make_regular(struct inode *inode)
 #endif
 
 /*
- * Zaps one page of a VMA whose i_mmap tree is locked.  6.3 exported a function for
- * one VMA in place of one that went on to its neighbours; 7.1 gave it another name.
+ * Zaps pages of a VMA, which stays.  6.3 exported a function for one VMA in place of
+ * one that went on to its neighbours; 7.1 gave it another name.
  */
-static inline void cowsnap_zap_page(struct vm_area_struct *vma,
-				    unsigned long addr)
+static inline void cowsnap_zap_vma(struct vm_area_struct *vma,
+				   unsigned long addr, unsigned long bytes)
 {
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
-	zap_page_range(vma, addr, PAGE_SIZE);
+	zap_page_range(vma, addr, bytes);
 #elif LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
-	zap_vma_range(vma, addr, PAGE_SIZE);
+	zap_vma_range(vma, addr, bytes);
 #else
-	zap_page_range_single(vma, addr, PAGE_SIZE, NULL);
+	zap_page_range_single(vma, addr, bytes, NULL);
 #endif
 }
 
@@ -116,6 +123,21 @@ static inline pte_t cowsnap_pte_mkwrite(pte_t pte)
 	return pte_mkwrite(pte);
 #else
 	return pte_mkwrite_novma(pte);
+#endif
+}
+
+/*
+ * set_pte_at() of an entry that was taken away a moment ago.  What that of arm64 does
+ * besides is for pages that were not there before, and is not exported.
+ */
+static inline void cowsnap_put_pte_back(struct mm_struct *mm,
+					unsigned long addr, pte_t *ptep,
+					pte_t pte)
+{
+#ifdef CONFIG_ARM64
+	set_pte(ptep, pte);
+#else
+	set_pte_at(mm, addr, ptep, pte);
 #endif
 }
 
@@ -176,17 +198,18 @@ static inline long cowsnap_folio_mapcount(struct folio *folio)
 }
 
 /*
- * copy_mc_to_kernel() of one page.  A CPU without ERMS has none that survives a
- * machine check, and takes memcpy(), which from 6.4 on takes three times as many
- * instructions there as copy_page().
+ * copy_mc_to_kernel() of one page.  A CPU without ERMS, and arm64, has none that survives
+ * a machine check, and takes memcpy(), which on x86-64 from 6.4 on takes three times as
+ * many instructions there as copy_page().
  */
 static inline unsigned long cowsnap_copy_mc_page(void *to, const void *from)
 {
-	if (!boot_cpu_has(X86_FEATURE_ERMS)) {
-		copy_page(to, (void *)from);
-		return 0;
-	}
-	return copy_mc_to_kernel(to, from, PAGE_SIZE);
+#ifdef CONFIG_X86_64
+	if (boot_cpu_has(X86_FEATURE_ERMS))
+		return copy_mc_to_kernel(to, from, PAGE_SIZE);
+#endif
+	copy_page(to, (void *)from);
+	return 0;
 }
 
 #endif /* _COWSNAP_COMPAT_H */

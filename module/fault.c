@@ -275,12 +275,18 @@ static void upgrade_in_window(pte_t *ptep, unsigned long addr, void *data)
 
 /*
  * Makes the entries that there are for pages of @window writable; true when all are.
- * A CPU that remembers one as read-only faults again and forgets.
+ * Where that is not to be had, there are none any more.
  */
 static bool upgrade_window(struct window *window)
 {
-	cowsnap_entries_visit(window->vmf->vma->vm_mm, window->addr,
-			      window->addr + window->nr * PAGE_SIZE,
+	struct vm_area_struct *vma = window->vmf->vma;
+	unsigned long bytes = window->nr * PAGE_SIZE;
+
+	if (!COWSNAP_ENTRIES_UPGRADE) {
+		cowsnap_zap_vma(vma, window->addr, bytes);
+		return false;
+	}
+	cowsnap_entries_visit(vma->vm_mm, window->addr, window->addr + bytes,
 			      upgrade_in_window, window);
 	return window->upgraded == window->nr;
 }
@@ -301,8 +307,8 @@ static noinline int write_window(struct cowsnap_region *region,
 		return 0;
 	err = insert_window(&window, true);
 	/* Read before, here or by another CPU, while it was read-only. */
-	if (err == -EBUSY && !window.upgraded)
-		upgrade_window(&window);
+	if (err == -EBUSY && !window.upgraded && !upgrade_window(&window))
+		err = insert_window(&window, true);
 	return err;
 }
 
@@ -335,7 +341,8 @@ static int write_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 	if (IS_ERR(granule))
 		return PTR_ERR(granule);
 	/* One page, which is there and was the region's own: it shall be quick. */
-	if (vmf->page == cowsnap_granule_head(granule) &&
+	if (COWSNAP_ENTRIES_UPGRADE &&
+	    vmf->page == cowsnap_granule_head(granule) &&
 	    cowsnap_granule_pages(region) == 1 && !PageHWPoison(vmf->page))
 		cowsnap_entries_visit_table(vmf->vma->vm_mm, vmf->pmd, addr,
 					    addr + PAGE_SIZE, upgrade_of_fault,

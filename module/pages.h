@@ -13,7 +13,7 @@
 
 struct cowsnap_account;
 
-/* What a PMD maps on x86-64. */
+/* What a PMD maps on x86-64, and with pages of 4 KiB on arm64. */
 #define COWSNAP_GRANULE_SHIFT_MAX	21
 
 /**

@@ -42,7 +42,8 @@ static void protect_pte(pte_t *ptep, unsigned long addr, void *data)
 		return;
 	/* At once, because a CPU may be about to mark it. */
 	pte = ptep_get_and_clear(mm, addr, ptep);
-	set_pte_at(mm, addr, ptep, pte_mkclean(pte_wrprotect(pte)));
+	pte = pte_mkclean(pte_wrprotect(pte));
+	cowsnap_put_pte_back(mm, addr, ptep, pte);
 	protection->changed = true;
 	protection->addr = addr;
 }
@@ -76,7 +77,7 @@ static bool protect_in(struct vm_area_struct *vma, unsigned int shift,
 		protect_pages(&protection, runs->run[i].first << shift,
 			      (runs->run[i].first + runs->run[i].nr) << shift);
 	if (protection.changed)
-		cowsnap_zap_page(vma, protection.addr);
+		cowsnap_zap_vma(vma, protection.addr, PAGE_SIZE);
 	dec_tlb_flush_pending(mm);
 	/* Who registers has to wait for the lock of the i_mmap tree. */
 	return !protection.changed || !mm_has_notifiers(mm);
