@@ -129,6 +129,8 @@ static int copy_pages(struct cowsnap_granule *to, struct cowsnap_granule *from,
 					 page_address(page)))
 			return -EHWPOISON;
 	}
+	/* Who finds it by a page-table entry finds the copy, and not what was there. */
+	smp_wmb();
 	return 0;
 }
 
