@@ -99,7 +99,7 @@ TEST_F(abi, create_and_stat)
 	EXPECT_EQ(made.length(), large + 5);
 	EXPECT_EQ(stat.family_id, stat.id);
 	EXPECT_GT(stat.id, subject.stat().id);
-	EXPECT_EQ(stat.granule_shift, 12u);
+	EXPECT_EQ(stat.granule_shift, page_shift);
 	EXPECT_EQ(stat.parent_id, 0u);
 	EXPECT_EQ(dev.create(0, 0, {}, 21).stat().granule_shift, 21u);
 }

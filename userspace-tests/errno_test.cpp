@@ -534,8 +534,8 @@ class failed_memory : public cowsnap_fixture {};
  */
 TEST_F(failed_memory, stops_what_has_to_copy_it)
 {
-	constexpr std::size_t granule = 1 << 14;
-	const region parent = dev.create(2 * granule, 0, {}, 14);
+	const std::size_t granule = 4 * page_size;
+	const region parent = dev.create(2 * granule, 0, {}, page_shift + 2);
 	const region relative = parent.fork();
 	const mapping map = parent.map();
 	const std::vector<const region *> many = {&relative, &parent};

@@ -702,7 +702,7 @@ std::vector<sweep> sweeps_of(const std::vector<call> &calls)
 	std::vector<sweep> all;
 
 	for (const call &tried : calls)
-		for (const std::uint32_t shift : {12U, 14U})
+		for (const std::uint32_t shift : {page_shift, page_shift + 2})
 			all.push_back({tried, shift});
 	return all;
 }
@@ -828,7 +828,7 @@ TEST_P(failures, change_nothing)
 	if (GetParam().tried.errors.empty())
 		return;
 	EXPECT_GT(attempts, 0u) << "there was nothing to fail";
-	if (GetParam().granule_shift == 12) {
+	if (GetParam().granule_shift == page_shift) {
 		EXPECT_GT(errors, 0u)
 			<< "of " << attempts << " attempts none failed it";
 	}

@@ -152,12 +152,13 @@ std::string name_of(const testing::TestParamInfo<std::uint32_t> &info)
 	return "granule_" + std::to_string(info.param);
 }
 
-INSTANTIATE_TEST_SUITE_P(, fallocating, testing::Values(12, 16), name_of);
+INSTANTIATE_TEST_SUITE_P(, fallocating, testing::Values(page_shift, page_shift + 4), name_of);
 
 /* Where a huge page makes a difference; emulated CPUs take long to fill it. */
 class fallocating_huge : public fallocating {};
 
-INSTANTIATE_TEST_SUITE_P(, fallocating_huge, testing::Values(12, 16, 21), name_of);
+INSTANTIATE_TEST_SUITE_P(, fallocating_huge,
+			 testing::Values(page_shift, page_shift + 4, 21), name_of);
 
 TEST_P(fallocating, fills_holes_and_nothing_else)
 {
@@ -836,15 +837,16 @@ private:
 	}
 };
 
-INSTANTIATE_TEST_SUITE_P(, fallocating_at_random, testing::Values(12, 14, 18),
+INSTANTIATE_TEST_SUITE_P(, fallocating_at_random,
+			 testing::Values(page_shift, page_shift + 2, page_shift + 6),
 			 name_of);
 
 TEST_P(fallocating_at_random, does_what_the_model_does)
 {
 	constexpr std::size_t granules = 24;
-	const std::size_t rounds = scaled(GetParam() < 14   ? 400
-					  : GetParam() < 18 ? 200
-							    : 25);
+	const std::size_t rounds = scaled(GetParam() < page_shift + 2   ? 400
+					  : GetParam() < page_shift + 6 ? 200
+									: 25);
 	const region subject = create(0);
 	/* The zero page and others' pages are mapped over all of it. */
 	const mapping map(subject.fd(), granules * granule);
@@ -1165,11 +1167,11 @@ protected:
 TEST_F(punching, control_in_two_calls_is_seen_halfway)
 {
 	const deadline end = scaled_deadline(std::chrono::seconds(20));
-	constexpr std::size_t middle = pages / 2 * 4096;
+	const std::size_t middle = pages / 2 * page_size;
 	bool seen = false;
 
 	snapshots_beside(
-		[](const region &file) {
+		[=](const region &file) {
 			file.punch(page_size / 2, middle);
 			file.punch(page_size / 2 + middle,
 				   (pages - 1) * page_size - middle);

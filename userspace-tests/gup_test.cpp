@@ -100,8 +100,8 @@ INSTANTIATE_TEST_SUITE_P(
 	testing::Combine(testing::ValuesIn(cow_cases),
 			 testing::Values(sharing{operation::fork},
 					 sharing{operation::restore},
-					 sharing{operation::fork, 16},
-					 sharing{operation::restore, 16},
+					 sharing{operation::fork, page_shift + 4},
+					 sharing{operation::restore, page_shift + 4},
 					 sharing{operation::fork, 21},
 					 sharing{operation::restore, 21})),
 	[](const auto &info) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -18,6 +19,8 @@ namespace cowsnap_test {
 
 inline const std::size_t page_size =
 	static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+inline const unsigned int page_shift =
+	static_cast<unsigned int>(std::countr_zero(page_size));
 
 inline void fill(std::span<std::byte> bytes, unsigned int value)
 {

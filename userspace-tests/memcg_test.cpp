@@ -40,7 +40,7 @@ protected:
 	std::optional<memory_group> group;
 };
 
-INSTANTIATE_TEST_SUITE_P(, memory_cgroup, testing::Values(12, 16, 21),
+INSTANTIATE_TEST_SUITE_P(, memory_cgroup, testing::Values(page_shift, page_shift + 4, 21),
 			 [](const auto &info) {
 				 return std::to_string(1u << (info.param - 10)) +
 					"_KiB";

@@ -1113,21 +1113,21 @@ protected:
 	static geometry shape()
 	{
 		/* Ten members that share nothing have to fit. */
-		return {GetParam().shift, GetParam().shift > 16 ? 4u : 24u};
+		return {GetParam().shift, GetParam().shift > page_shift + 4 ? 4u : 24u};
 	}
 	static std::size_t steps()
 	{
-		return scaled(GetParam().shift > 16 ? 400 : 1200);
+		return scaled(GetParam().shift > page_shift + 4 ? 400 : 1200);
 	}
 
 	std::optional<scarce_memory> scarce;
 };
 
 INSTANTIATE_TEST_SUITE_P(, random_operations,
-			 testing::Values(random_run{12, 1}, random_run{12, 2},
-					 random_run{12, 3}, random_run{14, 4},
-					 random_run{16, 5}, random_run{16, 6},
-					 random_run{18, 7, true}, random_run{21, 8}),
+			 testing::Values(random_run{page_shift, 1}, random_run{page_shift, 2},
+					 random_run{page_shift, 3}, random_run{page_shift + 2, 4},
+					 random_run{page_shift + 4, 5}, random_run{page_shift + 4, 6},
+					 random_run{page_shift + 6, 7, true}, random_run{21, 8}),
 			 [](const auto &info) {
 				 return std::to_string(
 						1u << (info.param.shift - 10)) +

@@ -324,8 +324,8 @@ protected:
 /* By pages, and by granules of 16 pages. */
 const auto each_sharing =
 	testing::Values(sharing{operation::fork}, sharing{operation::restore},
-			sharing{operation::fork, 16},
-			sharing{operation::restore, 16});
+			sharing{operation::fork, page_shift + 4},
+			sharing{operation::restore, page_shift + 4});
 
 const auto name_of_pair = [](const auto &info) {
 	return std::string(name_of(std::get<0>(info.param))) + "_over_" +
@@ -520,7 +520,7 @@ TEST_F(gifts, are_taken_when_the_region_is_gone)
 /* One of many pages that were allocated at once may be, or else is copied. */
 TEST_F(gifts, of_a_larger_granule_are_right_when_the_region_is_gone)
 {
-	region parent = dev.create(pages * page_size, 0, {}, 16);
+	region parent = dev.create(pages * page_size, 0, {}, page_shift + 4);
 
 	number_pages(parent, pages, 1);
 

@@ -399,7 +399,7 @@ protected:
 	view shown;
 };
 
-INSTANTIATE_TEST_SUITE_P(, large_granules, testing::Values(16, 21),
+INSTANTIATE_TEST_SUITE_P(, large_granules, testing::Values(page_shift + 4, 21),
 			 [](const auto &info) {
 				 return "of_" +
 					std::to_string(1U << info.param >> 10) + "k";

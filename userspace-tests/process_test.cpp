@@ -799,7 +799,7 @@ INSTANTIATE_TEST_SUITE_P(
 				disturbance::page_moves, disturbance::node_policies,
 				disturbance::compaction,
 				disturbance::node_balancing),
-		testing::Values(12, 16)),
+		testing::Values(page_shift, page_shift + 4)),
 	[](const auto &info) {
 		return std::string(name_of(std::get<0>(info.param))) + "_" +
 		       std::to_string(1U << std::get<1>(info.param) >> 10) + "k";

@@ -17,7 +17,7 @@ enum class operation { fork, restore };
 /* What makes them share, and what is shared at once. */
 struct sharing {
 	operation by;
-	std::uint32_t granule_shift = 12;
+	std::uint32_t granule_shift = page_shift;
 };
 
 inline std::string name_of(const sharing &how)
@@ -25,7 +25,7 @@ inline std::string name_of(const sharing &how)
 	const std::string name =
 		how.by == operation::fork ? "a_fork" : "a_restore";
 
-	if (how.granule_shift == 12)
+	if (how.granule_shift == page_shift)
 		return name;
 	return name + "_of_" + std::to_string(1U << how.granule_shift >> 10) + "k";
 }

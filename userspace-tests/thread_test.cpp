@@ -285,7 +285,7 @@ TEST_F(threads, that_lose_their_page_tables_fault_again)
 	std::vector<region> regions;
 	std::vector<mapping> maps;
 
-	for (const unsigned int granule_shift : {12, 16}) {
+	for (const unsigned int granule_shift : {page_shift, page_shift + 4}) {
 		regions.push_back(dev.create(size, 0, {}, granule_shift));
 		regions.back().write(size / 2, bytes_of(2 * page_size, 1));
 		maps.push_back(regions.back().map());

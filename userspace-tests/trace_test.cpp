@@ -323,8 +323,8 @@ TEST_F(traces, tell_of_faults_and_copies)
 TEST_F(traces, tell_of_copies_of_large_granules)
 {
 	constexpr std::uint64_t offset = std::uint64_t{5} << 32;
-	constexpr std::uint64_t granule = 1 << 16;
-	const region parent = dev.create(2 * offset, 0, {}, 16);
+	const std::uint64_t granule = 16 * page_size;
+	const region parent = dev.create(2 * offset, 0, {}, page_shift + 4);
 
 	parent.write(offset, bytes_of(1, 1));
 
