@@ -63,3 +63,27 @@ in_tree() {
 	as_root unshare --mount sh -c 'mkdir -p "$0$1" && mount --bind "$1" "$0$1" && mount -t proc proc "$0/proc" &&
 		shift && exec chroot "$0" "$@"' "$1" "$top" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C "${@:2}"
 }
+
+# The machine that a kernel, as userspace-tests/vm/kernel names it, is for.
+machine_of() {
+	case $1 in
+	*-arm64*) printf 'arm64\n' ;;
+	*) printf 'amd64\n' ;;
+	esac
+}
+
+# for_machine MACHINE COMMAND...: runs it where there are compilers for that machine, as this user.
+for_machine() {
+	if [ "$1" = amd64 ]; then
+		"${@:2}"
+	else
+		"$vm/suite-tree" "bookworm-$1"
+		in_tree "$(realpath "$build/trees/bookworm-$1/root")" \
+			setpriv --reuid "$(id -u)" --regid "$(id -g)" --clear-groups "${@:2}"
+	fi
+}
+
+# What the names of the compilers for a machine begin with.
+cross_prefix() {
+	[ "$1" = amd64 ] || printf 'aarch64-linux-gnu-\n'
+}
