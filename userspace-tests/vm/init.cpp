@@ -10,7 +10,9 @@
 #include <linux/module.h>
 #include <poll.h>
 #include <sched.h>
+#ifdef __x86_64__
 #include <sys/io.h>
+#endif
 #include <sys/klog.h>
 #include <sys/mount.h>
 #include <sys/signalfd.h>
@@ -50,9 +52,33 @@ using namespace std::chrono_literals;
 using clock_type = std::chrono::steady_clock;
 
 // isa-debug-exit makes QEMU's status 2 * code + 1: 33 passed, 35 failed; a program run raw passes its own status on.
-constexpr unsigned short exit_port = 0xf4;
 constexpr int code_base = 16;
 constexpr int highest_status = 100;
+
+#ifdef __x86_64__
+constexpr auto results_line = "/dev/ttyS1";
+
+void end_qemu(int code)
+{
+	constexpr unsigned short exit_port = 0xf4;
+
+	if (ioperm(exit_port, 4, 1) == 0)
+		outl(static_cast<unsigned>(code), exit_port);
+}
+#else
+constexpr auto results_line = "/dev/ttyS0";
+
+// There is no such device here, but QEMU takes a status from who asks it for what a debugger would do.
+void end_qemu(int code)
+{
+	constexpr unsigned long exit_extended = 0x20, application_exit = 0x20026;
+	const unsigned long why[] = {application_exit, static_cast<unsigned long>(2 * code + 1)};
+	register unsigned long operation asm("x0") = exit_extended;
+	register const unsigned long *argument asm("x1") = why;
+
+	asm volatile("hlt #0xf000" : "+r"(operation) : "r"(argument) : "memory");
+}
+#endif
 
 constexpr int status_skip = 4; // kselftest's
 constexpr auto kill_patience = 10s;
@@ -140,8 +166,7 @@ std::string seconds_since(clock_type::time_point start)
 [[noreturn]] void end_vm(int status)
 {
 	sync();
-	if (ioperm(exit_port, 4, 1) == 0)
-		outl(static_cast<unsigned>(code_base + status), exit_port);
+	end_qemu(code_base + status);
 	// PID 1 that ends is a panic, which the other side takes for what it is: no verdict.
 	_exit(1);
 }
@@ -215,10 +240,10 @@ void prepare_system()
 
 file open_results()
 {
-	auto results = file::open("/dev/ttyS1", O_RDWR | O_NOCTTY);
+	auto results = file::open(results_line, O_RDWR | O_NOCTTY);
 	termios settings{};
 	if (tcgetattr(results.get(), &settings) != 0)
-		fail_errno("/dev/ttyS1");
+		fail_errno(results_line);
 	cfmakeraw(&settings);
 	cfsetspeed(&settings, B115200);
 	settings.c_cflag |= CLOCAL;
