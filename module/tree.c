@@ -709,8 +709,8 @@ unsigned int cowsnap_tree_dirty_run(struct cowsnap_tree *tree,
 	rcu_read_lock();
 	before = cowsnap_tree_owned(tree, index - slot - 1);
 	clean = BIT(COWSNAP_LEAF_SLOTS) - 1;
-	/* Its class lock may be another one: what it says now will do. */
 	if (before)
+		/* Its class lock may be another one: what it says now will do. */
 		clean &= ~data_race(READ_ONCE(before->dirty));
 	rcu_read_unlock();
 	return slot + (clean ? COWSNAP_LEAF_SLOTS - 1 - __fls(clean) :

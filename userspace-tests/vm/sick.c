@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Stands in for a module with one fault of each kind, in the check of the debug kernel: that its watchers watch.
+ * Stands in for a module with one fault of each kind, in the check of the debug
+ * kernel: that its watchers watch.
  */
 #include <linux/miscdevice.h>
 #include <linux/module.h>
