@@ -62,7 +62,7 @@ result holes(stage &on)
 		one_and_two(on, which, [&] { return only_mapped{small_pages(size, false)}; });
 
 	measured.others = {{"two threads, anonymous memory", process.ours},
-			   {"one thread, anonymous memory", *process.peer}};
+			   {"one thread, anonymous memory", process.peer.value()}};
 	return measured;
 }
 
