@@ -10,6 +10,9 @@ module:
 check:
 	@$(vm)/check $(LANES)
 
+lint:
+	@$(vm)/lint $(CHECKS)
+
 check-debug:
 	@$(vm)/check debug-check debug
 
@@ -32,6 +35,7 @@ help:
 	@echo 'make demo [FILE=F]     see forks of memory at work in a VM, on the data in F or on a Debian package index'
 	@echo 'make check             run every test: in VMs, under stock kernels; installs the packages that this needs'
 	@echo 'make check LANES="L"   run only some lanes; an unknown name lists them'
+	@echo 'make lint              check the sources without running them; CHECKS="C" does only some; an unknown name lists them'
 	@echo 'make check-debug       run every test under a kernel that watches itself, which is built first'
 	@echo 'make check-matrix      run those in VMs under each kernel and flavour that the README lists'
 	@echo 'make bench             measure it in VMs that count instructions, beside fork(2) and others: build/bench.json'
@@ -40,4 +44,4 @@ help:
 	@echo 'make bench README=1    and put the figures into README.md and doc/'
 	@echo 'make clean             remove build/'
 
-.PHONY: module check check-debug check-matrix demo bench clean help
+.PHONY: module check lint check-debug check-matrix demo bench clean help
