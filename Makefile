@@ -16,6 +16,9 @@ lint:
 check-debug:
 	@$(vm)/check debug-check debug
 
+check-kcsan:
+	@$(vm)/check kcsan-check kcsan
+
 check-matrix:
 	@$(vm)/check --matrix
 
@@ -37,6 +40,7 @@ help:
 	@echo 'make check LANES="L"   run only some lanes; an unknown name lists them'
 	@echo 'make lint              check the sources without running them; CHECKS="C" does only some; an unknown name lists them'
 	@echo 'make check-debug       run every test under a kernel that watches itself, which is built first'
+	@echo 'make check-kcsan       run those in which threads meet under a kernel that watches for data races'
 	@echo 'make check-matrix      run those in VMs under each kernel and flavour that the README lists'
 	@echo 'make bench             measure it in VMs that count instructions, beside fork(2) and others: build/bench.json'
 	@echo 'make bench QUICK=1     the same at small sizes, in two minutes; LOCAL=1: here, where the module is loaded'
@@ -44,4 +48,4 @@ help:
 	@echo 'make bench README=1    and put the figures into README.md and doc/'
 	@echo 'make clean             remove build/'
 
-.PHONY: module check lint check-debug check-matrix demo bench clean help
+.PHONY: module check lint check-debug check-kcsan check-matrix demo bench clean help

@@ -15,6 +15,10 @@ package_version=$(sed -n 's/^PACKAGE_VERSION="\(.*\)"$/\1/p' "$top/dkms.conf")
 # shellcheck disable=SC2034 # used by the scripts that source this
 kernels=(6.1 6.12 7.3)
 
+# Has KCSAN watch one access in 500 or so instead of one in 4000.
+# shellcheck disable=SC2034 # used by the scripts that source this
+kcsan_options='kcsan.skip_watch=500'
+
 die() {
 	printf '%s: %s\n' "$me" "$*" >&2
 	exit 1
