@@ -119,6 +119,7 @@ static struct cowsnap_granule *fill_hole(struct cowsnap_region *region,
 	cowsnap_granule_open(region, leaf, index);
 	stripe->counts.referenced++;
 	stripe->counts.zero_fills++;
+	cowsnap_delay(COWSNAP_DELAY_hole_filled);
 	if (stripe->zero_mapped)
 		cowsnap_region_zap(region, index, 1);
 	return granule;
@@ -154,6 +155,7 @@ static struct cowsnap_granule *copy_shared(struct cowsnap_region *region,
 
 	if (IS_ERR(new))
 		return new;
+	cowsnap_delay(COWSNAP_DELAY_granule_copied);
 	trace_cowsnap_copy(region, index, false);
 	/*
 	 * Nobody may read the old pages through this region once the new ones can
@@ -163,6 +165,7 @@ static struct cowsnap_granule *copy_shared(struct cowsnap_region *region,
 	if (cowsnap_granule_mapped(old))
 		cowsnap_region_zap(region, index,
 				   zap_ahead(region, leaf, index));
+	cowsnap_delay(COWSNAP_DELAY_old_zapped);
 	cowsnap_leaf_store(leaf, index, new);
 	cowsnap_granule_open(region, leaf, index);
 	stripe->counts.copies++;
@@ -190,6 +193,7 @@ struct cowsnap_granule *cowsnap_granule_write(struct cowsnap_region *region,
 
 	lockdep_assert_held(&stripe->lock);
 	leaf = cowsnap_tree_find(&region->tree, index, &granule);
+	cowsnap_delay(COWSNAP_DELAY_granule_found);
 	if (!granule)
 		return fill_hole(region, index, leaf);
 	if (!leaf)
@@ -199,6 +203,7 @@ struct cowsnap_granule *cowsnap_granule_write(struct cowsnap_region *region,
 	if (!cowsnap_leaf_is_dirty(leaf, index)) {
 		if (!sole_owner(granule, held))
 			return copy_shared(region, index, leaf);
+		cowsnap_delay(COWSNAP_DELAY_sole_owner_found);
 		stripe->counts.reuses++;
 	}
 	cowsnap_granule_open(region, leaf, index);

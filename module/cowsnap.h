@@ -41,6 +41,7 @@
 #include <linux/cowsnap.h>
 
 #include "account.h"
+#include "delay.h"
 #include "pages.h"
 #include "tree.h"
 

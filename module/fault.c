@@ -340,6 +340,7 @@ static int write_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 					vmf->page);
 	if (IS_ERR(granule))
 		return PTR_ERR(granule);
+	cowsnap_delay(COWSNAP_DELAY_fault_granted);
 	/* One page, which is there and was the region's own: it shall be quick. */
 	if (COWSNAP_ENTRIES_UPGRADE &&
 	    vmf->page == cowsnap_granule_head(granule) &&
@@ -359,6 +360,7 @@ static noinline int insert_around(struct window *window,
 
 	cowsnap_look_around(&around, region, vmf, region_pages(vmf),
 			    writable);
+	cowsnap_delay(COWSNAP_DELAY_around_chosen);
 	window->page = around.page;
 	window->addr = around.addr;
 	window->nr = around.nr;
@@ -383,6 +385,7 @@ static int read_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 	struct window window;
 
 	granule = cowsnap_tree_lookup(&region->tree, index);
+	cowsnap_delay(COWSNAP_DELAY_fault_found);
 	window_init(&window, region, vmf, granule, COWSNAP_READ_WINDOW);
 	if (granule)
 		/* What may be written already need not fault again for it. */
@@ -414,6 +417,7 @@ static vm_fault_t region_fault(struct vm_fault *vmf)
 	else
 		err = read_fault(region, vmf);
 	mutex_unlock(&stripe->lock);
+	cowsnap_delay(COWSNAP_DELAY_fault_done);
 	return fault_result(region, vmf, err);
 }
 
@@ -448,6 +452,7 @@ static vm_fault_t snapshot_fault(struct vm_fault *vmf)
 	if (beyond_end(vmf))
 		return fault_result(region, vmf, -EFAULT);
 	granule = cowsnap_tree_lookup(&region->tree, fault_index(region, vmf));
+	cowsnap_delay(COWSNAP_DELAY_snapshot_found);
 	if (!granule && !zero_page_has_room())
 		return fault_result(region, vmf, -EFAULT);
 	window_init(&window, region, vmf, granule, UINT_MAX);

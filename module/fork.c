@@ -59,6 +59,7 @@ struct file *cowsnap_region_fork(struct cowsnap_region *parent, bool readonly)
 		fput(file);
 		return ERR_PTR(err);
 	}
+	cowsnap_delay(COWSNAP_DELAY_image_committed);
 	cowsnap_image_give(&image, file->private_data);
 	cowsnap_image_destroy(&image);
 	trace_cowsnap_fork(parent, file->private_data);
@@ -142,8 +143,10 @@ static int take_many(struct many *many)
 
 	for (i = 0; i < many->nr; i++)
 		cowsnap_region_protect_first(many->one[i].region);
-	for (i = 0; i < many->nr; i++)
+	for (i = 0; i < many->nr; i++) {
 		cowsnap_region_freeze(many->one[i].region);
+		cowsnap_delay(COWSNAP_DELAY_one_frozen);
+	}
 	while (begun < many->nr) {
 		struct one *one = &many->one[begun];
 

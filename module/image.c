@@ -20,6 +20,7 @@ void cowsnap_region_freeze(struct cowsnap_region *region)
 	if (!region->stripes)
 		return;
 	cowsnap_region_protect_open(region);
+	cowsnap_delay(COWSNAP_DELAY_frozen);
 }
 
 /* Gives @child a granule of its own in place of one that it shares. */
@@ -59,6 +60,7 @@ static int copy_pinned(struct cowsnap_region *parent,
 		granule = cowsnap_tree_lookup(&parent->tree, first);
 		if (!cowsnap_region_pinned(parent, first, granule))
 			continue;
+		cowsnap_delay(COWSNAP_DELAY_pin_found);
 		err = copy_for_child(parent, child, first, granule);
 		if (err)
 			return err;
@@ -117,6 +119,7 @@ int cowsnap_image_begin(struct cowsnap_image *image,
 	}
 	for (i = 0; i < COWSNAP_STRIPES; i++)
 		image->referenced += region->stripes[i].counts.referenced;
+	cowsnap_delay(COWSNAP_DELAY_image_begun);
 	return 0;
 }
 
@@ -133,6 +136,7 @@ void cowsnap_image_commit(struct cowsnap_image *image,
 	if (!region->stripes)
 		return;
 	cowsnap_tree_seal(&region->tree);
+	cowsnap_delay(COWSNAP_DELAY_image_sealed);
 	for (i = 0; i < COWSNAP_STRIPES; i++) {
 		region->stripes[i].counts.dirty = 0;
 		region->stripes[i].counts.open = 0;

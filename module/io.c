@@ -52,6 +52,7 @@ static ssize_t read_page(struct cowsnap_region *region, loff_t pos,
 	page = cowsnap_region_page_get(region, pos >> PAGE_SHIFT);
 	if (!page)
 		return iov_iter_zero(bytes, to);
+	cowsnap_delay(COWSNAP_DELAY_page_held);
 	if (!PageHWPoison(page))
 		done = copy_page_to_iter(page, offset_in_page(pos), bytes, to);
 	put_page(page);
@@ -104,6 +105,7 @@ static ssize_t write_page(struct cowsnap_region *region, loff_t pos,
 	ssize_t done;
 
 	granule = cowsnap_granule_write(region, index, NULL);
+	cowsnap_delay(COWSNAP_DELAY_write_granted);
 	done = PTR_ERR_OR_ZERO(granule);
 	if (!done) {
 		page = cowsnap_page_at(region, granule, pgoff);

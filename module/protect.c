@@ -110,6 +110,7 @@ static u64 protect_some(struct cowsnap_region *region, u64 *next, u64 budget)
 	while ((found = protect_runs(region, next, budget - done, &runs))) {
 		/* See get_user_pages_fast() in cow.c. */
 		smp_mb();
+		cowsnap_delay(COWSNAP_DELAY_runs_protected);
 		for (i = 0; i < runs.nr; i++)
 			close_unpinned(region, runs.run[i].first,
 				       runs.run[i].nr);

@@ -69,6 +69,7 @@ static void region_free(struct cowsnap_region *region)
 	unsigned int i;
 
 	trace_cowsnap_close(region);
+	cowsnap_delay(COWSNAP_DELAY_region_closing);
 	cowsnap_tree_destroy(&region->tree);
 	if (region->stripes) {
 		for (i = 0; i < COWSNAP_STRIPES; i++)
@@ -244,6 +245,7 @@ int cowsnap_region_activate(struct cowsnap_region *region)
 	for (i = 0; i < COWSNAP_STRIPES; i++)
 		mutex_init(&stripes[i].lock);
 
+	cowsnap_delay(COWSNAP_DELAY_stripes_made);
 	/* A fork that found none has to end before there are any. */
 	mutex_lock(&region->fork_lock);
 	if (!region->stripes) {
@@ -285,6 +287,7 @@ struct cowsnap_stripe *cowsnap_stripe_lock(struct cowsnap_region *region,
 	struct cowsnap_stripe *stripe = cowsnap_stripe(region, index);
 
 	mutex_lock(&stripe->lock);
+	cowsnap_delay(COWSNAP_DELAY_stripe_locked);
 	/* Pairs with cowsnap_region_resume(). */
 	if (unlikely(smp_load_acquire(&region->stopped)))
 		wait_for_stripe(region, stripe);
@@ -318,6 +321,7 @@ void cowsnap_region_stop(struct cowsnap_region *region)
 	if (!region->stripes)
 		return;
 	WRITE_ONCE(region->stopped, true);
+	cowsnap_delay(COWSNAP_DELAY_stop_flagged);
 	for (i = 0; i < COWSNAP_STRIPES; i++) {
 		/* Who is in leaves; who takes it after this sees the flag. */
 		mutex_lock(&region->stripes[i].lock);

@@ -118,10 +118,13 @@ int cowsnap_region_restore(struct cowsnap_region *region,
 	err = cowsnap_image_begin(&image, source);
 	if (!err) {
 		cowsnap_image_commit(&image, source);
+		cowsnap_delay(COWSNAP_DELAY_restore_taken);
 		cowsnap_region_stop(region);
 		*changed = zap_changed(region, &image) <<
 			   cowsnap_granule_shift(region);
+		cowsnap_delay(COWSNAP_DELAY_restore_zapped);
 		exchange(region, &image);
+		cowsnap_delay(COWSNAP_DELAY_restore_exchanged);
 		cowsnap_region_resume(region);
 	}
 	cowsnap_region_resume(source);

@@ -81,8 +81,10 @@ static int remove_granules(struct cowsnap_region *region, u64 first, u64 last,
 	int err;
 
 	cowsnap_region_zap(region, first, last - first + 1);
+	cowsnap_delay(COWSNAP_DELAY_punch_zapped);
 	cowsnap_region_stop(region);
 	err = cowsnap_tree_remove(&region->tree, first, last, trash);
+	cowsnap_delay(COWSNAP_DELAY_range_removed);
 	if (!err)
 		cowsnap_region_zap(region, first, last - first + 1);
 	cowsnap_trash_tally(&region->tree, trash, &tally);
@@ -112,7 +114,9 @@ static int shrink(struct cowsnap_region *region, loff_t length,
 	err = own_part(region, length, first * granule, false);
 	if (err)
 		return err;
+	cowsnap_delay(COWSNAP_DELAY_tail_owned);
 	set_length(region, length);
+	cowsnap_delay(COWSNAP_DELAY_length_set);
 	/* Of the last granule; the others are zapped when they are removed. */
 	if (cut)
 		cowsnap_region_zap_pages(region, behind, cut);

@@ -28,6 +28,7 @@
 #include <linux/slab.h>
 
 #include "account.h"
+#include "delay.h"
 #include "granule.h"
 #include "tree.h"
 
@@ -199,6 +200,7 @@ static unsigned long node_put(struct cowsnap_node *node)
 
 	if (!refcount_dec_and_test(&node->refs))
 		return 0;
+	cowsnap_delay(COWSNAP_DELAY_node_dying);
 
 	for (slot = 0; slot < node_slots(node); slot++) {
 		void *child = slot_get(node, slot);
@@ -348,8 +350,11 @@ static struct cowsnap_node *find_leaf(struct cowsnap_tree *tree, u64 index)
 
 	if (!root_covers(node, index))
 		return NULL;
-	while (node && node->shift)
+	cowsnap_delay_busy(COWSNAP_DELAY_node_found);
+	while (node && node->shift) {
 		node = rcu_dereference(node->slot[slot_of(node, index)]);
+		cowsnap_delay_busy(COWSNAP_DELAY_node_found);
+	}
 	return node;
 }
 
@@ -522,6 +527,7 @@ static struct cowsnap_node *node_own(struct cowsnap_tree *tree,
 	if (refcount_read(&node->refs) == 1) {
 		/* The others' last look came before their refcount_dec. */
 		smp_acquire__after_ctrl_dep();
+		cowsnap_delay(COWSNAP_DELAY_node_alone);
 		node->dirty = 0;
 		node->open = 0;
 		node->linked = false;
@@ -532,8 +538,10 @@ static struct cowsnap_node *node_own(struct cowsnap_tree *tree,
 	copy = node_copy(tree, node);
 	if (!copy)
 		return NULL;
+	cowsnap_delay(COWSNAP_DELAY_node_copied);
 	rcu_assign_pointer(*pos, copy);
 	node_moved(tree);
+	cowsnap_delay(COWSNAP_DELAY_node_replaced);
 	tree_node_put(tree, node);
 	return copy;
 }
@@ -1108,6 +1116,7 @@ again:
 			cx = diff_child(*x, shift, *index);
 			cy = diff_child(*y, shift, *index);
 		}
+		cowsnap_delay_busy(COWSNAP_DELAY_diff_node_found);
 		if (cx == cy) {
 			*index = (*index | ((1ULL << shift) - 1)) + 1;
 			if (!(*index & shift_last(shift)))

@@ -76,6 +76,7 @@ static bool protect_in(struct vm_area_struct *vma, unsigned int shift,
 	for (i = 0; i < runs->nr; i++)
 		protect_pages(&protection, runs->run[i].first << shift,
 			      (runs->run[i].first + runs->run[i].nr) << shift);
+	cowsnap_delay(COWSNAP_DELAY_entries_protected);
 	if (protection.changed)
 		cowsnap_zap_vma(vma, protection.addr, PAGE_SIZE);
 	dec_tlb_flush_pending(mm);
