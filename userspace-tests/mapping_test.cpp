@@ -769,36 +769,63 @@ TEST_F(mappings, are_left_to_the_parent_by_dontfork)
 	EXPECT_TRUE(with.succeeded());
 }
 
+/*
+ * Whatever a userfaultfd promises: one that only writes down what is written, and asks
+ * nobody, is registered by 6.7 on any VMA that is not special.  It would put entries where
+ * there are none, over which no fault inserts another.
+ */
+void expect_no_userfaultfd_with(std::uint64_t features, std::uint64_t modes,
+				const std::vector<const mapping *> &targets)
+{
+	const mapping plain = anonymous(page_size);
+	const unique_fd uffd(
+		static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC)));
+	uffdio_api api = {UFFD_API, features, 0};
+
+	const auto registers = [&](const mapping &target) {
+		uffdio_register arg = {
+			{reinterpret_cast<std::uintptr_t>(target.data()), target.size()},
+			modes,
+			0};
+
+		return ::ioctl(uffd.get(), UFFDIO_REGISTER, &arg) == 0;
+	};
+
+	check(uffd.get(), "userfaultfd");
+	if (::ioctl(uffd.get(), UFFDIO_API, &api) != 0)
+		return; /* A kernel that does not know them. */
+	if (modes != UFFDIO_REGISTER_MODE_MINOR) {
+		EXPECT_TRUE(registers(plain)) << features << ' ' << modes;
+	}
+	for (const mapping *target : targets) {
+		EXPECT_FALSE(registers(*target)) << features << ' ' << modes;
+		EXPECT_TRUE(errno == EINVAL || errno == EPERM) << errno;
+	}
+}
+
 TEST_F(mappings, refuse_userfaultfd)
 {
+	/* UFFD_FEATURE_WP_ASYNC of 6.7; of 7.x _RWP and _RWP_ASYNC, and their mode. */
+	constexpr std::uint64_t wp_async = 1 << 15;
+	constexpr std::uint64_t rwp = 1 << 17;
+	constexpr std::uint64_t rwp_async = 1 << 18;
+	constexpr std::uint64_t mode_rwp = 1 << 3;
 	const region subject = numbered(pages);
 	const region snapshot = subject.snapshot();
 	const mapping map = subject.map();
 	const mapping shown = snapshot.map(PROT_READ);
 	const mapping copied = snapshot.map(PROT_READ | PROT_WRITE, MAP_PRIVATE);
-	const unique_fd uffd(
-		static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC)));
+	const std::vector<const mapping *> all = {&map, &shown, &copied};
 
-	if (!uffd)
+	if (!unique_fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC))))
 		GTEST_SKIP() << "this kernel has no userfaultfd";
-
-	uffdio_api api = {UFFD_API, 0, 0};
-
-	check(::ioctl(uffd.get(), UFFDIO_API, &api), "UFFDIO_API");
-	for (const mapping *target : {&map, &shown, &copied}) {
-		for (const std::uint64_t mode :
-		     {UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,
-		      UFFDIO_REGISTER_MODE_MINOR}) {
-			uffdio_register arg = {
-				{reinterpret_cast<std::uintptr_t>(target->data()),
-				 target->size()},
-				mode,
-				0};
-
-			EXPECT_EQ(::ioctl(uffd.get(), UFFDIO_REGISTER, &arg), -1);
-			EXPECT_TRUE(errno == EINVAL || errno == EPERM) << errno;
-		}
-	}
+	for (const std::uint64_t mode :
+	     {UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,
+	      UFFDIO_REGISTER_MODE_MINOR})
+		expect_no_userfaultfd_with(0, mode, all);
+	expect_no_userfaultfd_with(wp_async, UFFDIO_REGISTER_MODE_WP, all);
+	expect_no_userfaultfd_with(rwp, mode_rwp, all);
+	expect_no_userfaultfd_with(rwp | rwp_async, mode_rwp, all);
 }
 
 TEST_F(mappings, are_read_and_written_from_another_process)

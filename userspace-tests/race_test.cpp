@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <deque>
@@ -18,6 +19,7 @@
 #include <vector>
 
 #include <sys/mman.h>
+#include <sys/uio.h>
 
 #include "chance.hpp"
 #include "delays.hpp"
@@ -182,9 +184,8 @@ void copy_pages(const region &live, race_state &state)
 }
 
 /* Fills pages in order and punches them all at once, with other calls in between. */
-void fill_and_punch(const region &live, race_state &state)
+void fill_and_punch(const region &live, const mapping &map, race_state &state)
 {
-	const mapping map = live.map();
 	chance random(20);
 	std::uint64_t round = 0;
 
@@ -210,9 +211,8 @@ void fill_and_punch(const region &live, race_state &state)
 }
 
 /* Grows the region, fills what is there then in order, and cuts it off again. */
-void grow_and_cut(const region &live, race_state &state)
+void grow_and_cut(const region &live, const mapping &map, race_state &state)
 {
-	const mapping map(live.fd(), long_length);
 	std::uint64_t round = 0;
 	auto *const behind =
 		reinterpret_cast<volatile std::uint64_t *>(map.page(cut_start).data()) +
@@ -231,6 +231,28 @@ void grow_and_cut(const region &live, race_state &state)
 		}
 		live.truncate(short_length);
 		state.cuts++;
+	}
+}
+
+/* Reads what is punched and cut off meanwhile; what is beyond the end is no error. */
+void read_what_goes(const mapping &map, race_state &state)
+{
+	chance random(25);
+
+	while (!state.stop) {
+		std::array<std::uint64_t, 1> word = {};
+		const std::size_t page = random.one_in(2)
+						 ? punched_start +
+							   random.below(punched_pages)
+						 : cut_start + random.below(cut_pages);
+		const iovec local = {word.data(), sizeof(word)};
+		const iovec remote = {map.page(page).data(), sizeof(word)};
+
+		if (::process_vm_readv(::getpid(), &local, 1, &remote, 1, 0) < 0)
+			require(errno == EFAULT && page >= cut_start,
+				"what is there cannot be read");
+		if (random.one_in(8))
+			pause_a_moment(random);
 	}
 }
 
@@ -437,11 +459,13 @@ protected:
 		std::vector<child> processes;
 
 		processes.emplace_back([&] {
+			const mapping map(live_.fd(), long_length);
 			crew all(state);
 
 			all.add([&] { write_rounds(live_, 0, state); });
-			all.add([&] { fill_and_punch(live_, state); });
-			all.add([&] { grow_and_cut(live_, state); });
+			all.add([&] { fill_and_punch(live_, map, state); });
+			all.add([&] { grow_and_cut(live_, map, state); });
+			all.add([&] { read_what_goes(map, state); });
 			all.finish();
 		});
 		processes.emplace_back([&] {
