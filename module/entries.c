@@ -11,19 +11,20 @@
 #include "compat.h"
 #include "entries.h"
 
+/* Others may make tables meanwhile. */
 static pmd_t *find_pmd(struct mm_struct *mm, unsigned long addr)
 {
 	pgd_t *pgd = pgd_offset(mm, addr);
 	p4d_t *p4d;
 	pud_t *pud;
 
-	if (pgd_none(*pgd))
+	if (pgd_none(READ_ONCE(*pgd)))
 		return NULL;
 	p4d = p4d_offset(pgd, addr);
-	if (p4d_none(*p4d))
+	if (p4d_none(READ_ONCE(*p4d)))
 		return NULL;
 	pud = pud_offset(p4d, addr);
-	return pud_none(*pud) ? NULL : pmd_offset(pud, addr);
+	return pud_none(READ_ONCE(*pud)) ? NULL : pmd_offset(pud, addr);
 }
 
 /*
