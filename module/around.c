@@ -119,6 +119,9 @@ void cowsnap_look_around(struct cowsnap_around *around,
 	unsigned long present;
 	unsigned int n;
 
+	if (!region->readonly)
+		cowsnap_stripe_assert_held(region,
+					   cowsnap_page_index(region, vmf->pgoff));
 	end = min(end, (u64)vma->vm_pgoff + vma_pages(vma));
 	present = choose_pages(around, vmf, end);
 	around->addr = (vmf->address & PAGE_MASK) -

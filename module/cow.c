@@ -93,6 +93,7 @@ void cowsnap_granule_open(struct cowsnap_region *region,
 {
 	struct cowsnap_counts *counts = &cowsnap_stripe(region, index)->counts;
 
+	cowsnap_stripe_assert_held(region, index);
 	if (cowsnap_leaf_set_dirty(leaf, index))
 		counts->dirty++;
 	if (cowsnap_tree_open(&region->tree, leaf, index))

@@ -35,6 +35,7 @@
 #include <linux/cache.h>
 #include <linux/fs.h>
 #include <linux/kref.h>
+#include <linux/lockdep.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/types.h>
@@ -184,6 +185,22 @@ cowsnap_stripe(struct cowsnap_region *region, u64 index)
 {
 	return &region->stripes[(index >> COWSNAP_STRIPE_SHIFT) &
 				(COWSNAP_STRIPES - 1)];
+}
+
+/* The caller has stopped @region, or there is nobody in it to stop. */
+static inline void cowsnap_region_assert_stopped(struct cowsnap_region *region)
+{
+	lockdep_assert_held(&region->fork_lock);
+	lockdep_assert(region->stopped || !region->stripes);
+}
+
+/* The caller has the stripe of @index, or has stopped @region. */
+static inline void cowsnap_stripe_assert_held(struct cowsnap_region *region,
+					      u64 index)
+{
+	lockdep_assert(lockdep_is_held(&cowsnap_stripe(region, index)->lock) ||
+		       (region->stopped &&
+			lockdep_is_held(&region->fork_lock)));
 }
 
 /* ioctl.c */

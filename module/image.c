@@ -105,6 +105,7 @@ int cowsnap_image_begin(struct cowsnap_image *image,
 	unsigned int i;
 	int err;
 
+	cowsnap_region_assert_stopped(region);
 	cowsnap_tree_init(&image->tree, &region->family->account);
 	cowsnap_tree_share(&image->tree, &region->tree);
 	image->referenced = region->referenced;
@@ -133,6 +134,7 @@ void cowsnap_image_commit(struct cowsnap_image *image,
 {
 	unsigned int i;
 
+	cowsnap_region_assert_stopped(region);
 	if (!region->stripes)
 		return;
 	cowsnap_tree_seal(&region->tree);

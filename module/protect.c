@@ -37,6 +37,7 @@ bool cowsnap_region_pinned(struct cowsnap_region *region, u64 index,
 	struct page *head = cowsnap_granule_head(granule);
 	bool referenced = !cowsnap_granule_only_mapped(granule, NULL);
 
+	cowsnap_region_assert_stopped(region);
 	if (likely(!PageHWPoison(head)))
 		return referenced;
 	cowsnap_region_zap(region, index, 1);
@@ -128,6 +129,7 @@ void cowsnap_region_protect_open(struct cowsnap_region *region)
 	struct cowsnap_runs runs;
 	u64 next = 0;
 
+	cowsnap_region_assert_stopped(region);
 	while (protect_runs(region, &next, U64_MAX, &runs))
 		;
 	/* get_user_pages_fast() counts, and then looks for the entry. */

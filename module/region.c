@@ -302,6 +302,8 @@ struct cowsnap_stripe *cowsnap_stripe_lock(struct cowsnap_region *region,
  */
 void cowsnap_region_let_in(struct cowsnap_region *region)
 {
+	lockdep_assert_held(&region->fork_lock);
+	lockdep_assert(!region->stopped);
 	wait_var_event(&region->waiting, !atomic_read(&region->waiting));
 }
 
@@ -318,6 +320,7 @@ void cowsnap_region_stop(struct cowsnap_region *region)
 	unsigned int i;
 
 	lockdep_assert_held(&region->fork_lock);
+	lockdep_assert(!region->stopped);
 	if (!region->stripes)
 		return;
 	WRITE_ONCE(region->stopped, true);
@@ -331,6 +334,7 @@ void cowsnap_region_stop(struct cowsnap_region *region)
 
 void cowsnap_region_resume(struct cowsnap_region *region)
 {
+	cowsnap_region_assert_stopped(region);
 	if (!region->stripes)
 		return;
 	/* Pairs with cowsnap_stripe_lock(): who gets in sees what was done. */

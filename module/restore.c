@@ -67,6 +67,8 @@ static void exchange(struct cowsnap_region *region, struct cowsnap_image *image)
 {
 	unsigned int i;
 
+	lockdep_assert_held_write(&region->inode->i_rwsem);
+	cowsnap_region_assert_stopped(region);
 	cowsnap_tree_swap(&region->tree, &image->tree);
 	i_size_write(region->inode, image->length);
 	region->referenced = image->referenced;

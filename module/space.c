@@ -53,6 +53,7 @@ int cowsnap_region_clear_tail(struct cowsnap_region *region)
 {
 	u64 length = i_size_read(region->inode);
 
+	lockdep_assert_held_write(&region->inode->i_rwsem);
 	return own_part(region, length,
 			round_up(length, cowsnap_granule_size(region)), true);
 }
@@ -128,12 +129,13 @@ static int shrink(struct cowsnap_region *region, loff_t length,
 	return own_part(region, length, first * granule, true);
 }
 
-/* The caller holds the inode's lock, and so is the only one to set the length. */
+/* With the inode's lock, and so the only one to set the length. */
 static int region_truncate(struct cowsnap_region *region, loff_t length)
 {
 	struct cowsnap_trash trash = {};
 	int err;
 
+	lockdep_assert_held_write(&region->inode->i_rwsem);
 	err = cowsnap_region_activate(region);
 	if (err)
 		return err;

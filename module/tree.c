@@ -20,6 +20,7 @@
  */
 #include <linux/bitops.h>
 #include <linux/errno.h>
+#include <linux/kernel.h>
 #include <linux/minmax.h>
 #include <linux/percpu_counter.h>
 #include <linux/rcupdate.h>
@@ -278,6 +279,7 @@ void cowsnap_tree_destroy(struct cowsnap_tree *tree)
 {
 	struct cowsnap_node *root = root_get(tree);
 
+	might_sleep();
 	RCU_INIT_POINTER(tree->root, NULL);
 	if (root)
 		tree_node_put(tree, root);
@@ -1371,6 +1373,7 @@ void cowsnap_trash_tally(struct cowsnap_tree *tree,
 void cowsnap_trash_destroy(struct cowsnap_tree *tree,
 			   struct cowsnap_trash *trash)
 {
+	might_sleep();
 	while (trash->nr)
 		tree_node_put(tree, trash->node[--trash->nr]);
 }

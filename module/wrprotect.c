@@ -101,6 +101,7 @@ void cowsnap_region_wrprotect(struct cowsnap_region *region,
 	struct rb_node *node;
 	unsigned int i;
 
+	cowsnap_region_assert_stopped(region);
 	/* One page is one zap, either way. */
 	if (runs->nr > 1 || runs->run[0].nr << shift > 1) {
 		/* Entries are made under a stripe, in VMAs that are linked before. */

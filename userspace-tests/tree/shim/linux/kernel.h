@@ -16,6 +16,8 @@
 #define container_of(ptr, type, member) \
 	((type *)((char *)(ptr) - offsetof(type, member)))
 
+#define might_sleep() shim_might_sleep(__FILE__, __LINE__)
+
 #define data_race(x) (x)
 #define READ_ONCE(x)							\
 ({									\
