@@ -59,7 +59,7 @@ static_assert(offsetof(cowsnap_stat, bytes_copied) == 120);
 namespace {
 
 /* Beyond what 32 bits can say, and with bits on both sides of them. */
-constexpr std::uint64_t far_away = (std::uint64_t{0x123} << 32) + 0x45000;
+constexpr std::uint64_t far_away = (std::uint64_t{0x123} << 32) + 0x48000;
 constexpr std::uint64_t large = std::uint64_t{1} << 44;
 
 class abi : public cowsnap_fixture {
@@ -84,7 +84,7 @@ TEST_F(abi, query)
 
 	EXPECT_EQ(query.size, sizeof(query));
 	EXPECT_EQ(query.abi_version, std::uint32_t{COWSNAP_ABI_VERSION});
-	EXPECT_EQ(query.granule_shift_min, 12u);
+	EXPECT_EQ(query.granule_shift_min, page_shift);
 	EXPECT_EQ(query.granule_shift_max, 21u);
 	EXPECT_GT(query.max_bytes, page_size);
 	EXPECT_EQ(query.regions, before.regions + 1);

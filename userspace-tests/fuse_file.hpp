@@ -44,7 +44,9 @@ protected:
 	{
 		const fuse_open_out open_out = {0, fuse_flags, 0};
 
-		answer(receive(FUSE_INIT), std::as_bytes(std::span(&init_out, 1)));
+		const fuse_init_out out = init_out();
+
+		answer(receive(FUSE_INIT), std::as_bytes(std::span(&out, 1)));
 
 		const std::string path = "/proc/self/fd/" +
 					 std::to_string(root_.get());
@@ -124,14 +126,16 @@ protected:
 	std::optional<call_in_a_thread> call_;
 
 private:
-	static constexpr fuse_init_out init_out = [] {
+	static fuse_init_out init_out()
+	{
 		fuse_init_out out = {};
 
 		out.major = FUSE_KERNEL_VERSION;
 		out.minor = 31;
-		out.max_write = 4096;
+		/* A page in one request. */
+		out.max_write = static_cast<std::uint32_t>(page_size);
 		return out;
-	}();
+	}
 
 	static unique_fd open_device()
 	{

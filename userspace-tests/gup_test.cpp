@@ -24,7 +24,6 @@
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-#include <sys/user.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 
@@ -32,6 +31,7 @@
 #include "frame_loop.hpp"
 #include "io_ring.hpp"
 #include "ktap.hpp"
+#include "machine_code.hpp"
 #include "page_in_a_pipe.hpp"
 #include "process.hpp"
 #include "relatives.hpp"
@@ -650,27 +650,8 @@ TEST_P(forced_write, of_a_private_mapping_is_of_that_process)
 	EXPECT_TRUE(target.succeeds());
 }
 
-#ifdef __x86_64__
 /* What gdb does to a program whose code is in a snapshot. */
-class breakpoint : public cowsnap_fixture {
-protected:
-	static std::vector<std::byte> function_that_returns(std::uint8_t value)
-	{
-		/* mov eax, value; ret */
-		const std::array<std::uint8_t, 8> code = {0xb8, value, 0, 0,
-							  0,	0xc3,  0, 0};
-		const auto bytes = std::as_bytes(std::span(code));
-
-		return {bytes.begin(), bytes.end()};
-	}
-
-	static int call(const mapping &code)
-	{
-		return reinterpret_cast<int (*)()>(code.data())();
-	}
-
-	static constexpr std::uint8_t int3 = 0xcc;
-};
+using breakpoint = cowsnap_fixture;
 
 TEST_F(breakpoint, in_a_private_mapping_stops_one_process_alone)
 {
@@ -686,7 +667,7 @@ TEST_F(breakpoint, in_a_private_mapping_stops_one_process_alone)
 		peek(access_by::ptrace, target, code.data());
 
 	ASSERT_EQ(poke(access_by::ptrace, target, code.data(),
-		       (before_it & ~std::uint64_t{0xff}) | int3),
+		       with_breakpoint(before_it)),
 		  0);
 	/* Over a FORK, and over other code in the region. */
 	const region second = parent.snapshot();
@@ -699,18 +680,10 @@ TEST_F(breakpoint, in_a_private_mapping_stops_one_process_alone)
 	target.go_on();
 	target.expect_stop(SIGTRAP);
 
-	user_regs_struct registers = {};
-
-	check(::ptrace(PTRACE_GETREGS, target.pid(), nullptr, &registers),
-	      "PTRACE_GETREGS");
-	registers.rip--;
-	EXPECT_EQ(registers.rip, reinterpret_cast<std::uintptr_t>(code.data()));
-	check(::ptrace(PTRACE_SETREGS, target.pid(), nullptr, &registers),
-	      "PTRACE_SETREGS");
+	EXPECT_TRUE(return_to_breakpoint(target.pid(), code.data()));
 	EXPECT_EQ(poke(access_by::ptrace, target, code.data(), before_it), 0);
 	EXPECT_TRUE(target.succeeds());
 }
-#endif
 
 /*
  * A futex between processes is known by its place in a file; a page that many

@@ -26,6 +26,7 @@
 #include "fixture.hpp"
 #include "huge_pages.hpp"
 #include "ktap.hpp"
+#include "machine_code.hpp"
 #include "process.hpp"
 
 using namespace cowsnap_test;
@@ -114,14 +115,9 @@ TEST_F(mappings, take_what_flags_a_memfd_takes)
 /* A region may hold code, and a fork of it other code. */
 TEST_F(mappings, are_executed)
 {
-	/* mov $1, %eax; ret */
-	constexpr std::array<unsigned char, 6> code = {0xb8, 1, 0, 0, 0, 0xc3};
 	const region parent = dev.create_pages(1);
-	const auto call = [](const mapping &map) {
-		return reinterpret_cast<int (*)()>(map.data())();
-	};
 
-	parent.write(0, std::as_bytes(std::span(code)));
+	parent.write(0, function_that_returns(1));
 
 	const int refused = map_error(parent, PROT_READ | PROT_EXEC, MAP_SHARED);
 
@@ -138,8 +134,8 @@ TEST_F(mappings, are_executed)
 
 	EXPECT_EQ(call(map), 1);
 	EXPECT_EQ(call(child_map), 1);
-	map.data()[1] = std::byte{2};
-	child.write(1, bytes_of(1, 3));
+	std::ranges::copy(function_that_returns(2), map.data());
+	child.write(0, function_that_returns(3));
 	EXPECT_EQ(call(map), 2);
 	EXPECT_EQ(call(child_map), 3);
 	EXPECT_EQ(call(shown), 1);
