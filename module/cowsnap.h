@@ -52,12 +52,14 @@
  * @id: the first member's
  * @account: what the members' granules are charged to
  * @name: as given to CREATE
+ * @title: with that, as /proc/PID/maps has it
  */
 struct cowsnap_family {
 	struct kref refs;
 	u64 id;
 	struct cowsnap_account account;
 	char name[COWSNAP_NAME_MAX];
+	char title[sizeof("cowsnap:") + COWSNAP_NAME_MAX];
 };
 
 /* A power of two: enough for the CPUs to spread, few enough to take them all. */

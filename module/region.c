@@ -42,6 +42,9 @@ static struct cowsnap_family *family_new(const struct cowsnap_create *args)
 	family->account.limit = args->limit;
 	family->account.granule_shift = args->granule_shift ?: PAGE_SHIFT;
 	strscpy(family->name, args->name, sizeof(family->name));
+	/* Here and not for each member: it is a large part of what a fork takes. */
+	snprintf(family->title, sizeof(family->title),
+		 args->name[0] ? "cowsnap:%s" : "cowsnap", family->name);
 	return family;
 }
 
@@ -149,15 +152,11 @@ static struct inode *region_inode(struct cowsnap_region *region, u64 length)
 
 static struct file *region_file(struct cowsnap_region *region)
 {
-	const char *family = region->family->name;
-	char name[sizeof("cowsnap:") + COWSNAP_NAME_MAX];
 	struct file *file;
 
-	snprintf(name, sizeof(name), family[0] ? "cowsnap:%s" : "cowsnap",
-		 family);
 	/* alloc_file_pseudo() takes no reference on .owner; fput() drops one. */
 	__module_get(THIS_MODULE);
-	file = alloc_file_pseudo(region->inode, region_mnt, name,
+	file = alloc_file_pseudo(region->inode, region_mnt, region->family->title,
 				 O_RDWR | O_LARGEFILE, &cowsnap_region_fops);
 	if (IS_ERR(file)) {
 		module_put(THIS_MODULE);
