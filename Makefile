@@ -13,6 +13,11 @@ check:
 lint:
 	@$(vm)/lint $(CHECKS)
 
+# COWSNAP_SEED and KERNEL reach it through the environment.
+fuzz: SECONDS ?= 60
+fuzz:
+	@$(vm)/fuzz $(SECONDS)
+
 check-debug:
 	@$(vm)/check debug-check debug
 
@@ -39,6 +44,7 @@ help:
 	@echo 'make check             run every test: in VMs, under stock kernels; installs the packages that this needs'
 	@echo 'make check LANES="L"   run only some lanes; an unknown name lists them'
 	@echo 'make lint              check the sources without running them; CHECKS="C" does only some; an unknown name lists them'
+	@echo 'make fuzz SECONDS=N    random calls: on the tree, natively and led by coverage, and on the module, in a VM; N s each'
 	@echo 'make check-debug       run every test under a kernel that watches itself, which is built first'
 	@echo 'make check-kcsan       run those in which threads meet under a kernel that watches for data races'
 	@echo 'make check-matrix      run those in VMs under each kernel and flavour that the README lists'
@@ -48,4 +54,4 @@ help:
 	@echo 'make bench README=1    and put the figures into README.md and doc/'
 	@echo 'make clean             remove build/'
 
-.PHONY: module check lint check-debug check-kcsan check-matrix demo bench clean help
+.PHONY: module check lint fuzz check-debug check-kcsan check-matrix demo bench clean help
