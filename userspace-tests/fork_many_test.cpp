@@ -182,7 +182,7 @@ TEST_F(fork_many, makes_siblings_that_go_their_own_ways)
 
 TEST_F(fork_many, makes_as_many_as_it_says)
 {
-	const descriptor_limit enough(4 * COWSNAP_FORK_MANY_MAX);
+	const descriptor_limit enough(4ul * COWSNAP_FORK_MANY_MAX);
 	std::vector<region> parents;
 	std::vector<cowsnap_fork_entry> entries;
 
@@ -196,7 +196,7 @@ TEST_F(fork_many, makes_as_many_as_it_says)
 	std::ranges::reverse(entries);
 	ASSERT_EQ(error_of(entries), 0);
 	EXPECT_EQ(counters(dev).regions,
-		  before.regions + 2 * COWSNAP_FORK_MANY_MAX);
+		  before.regions + 2ul * COWSNAP_FORK_MANY_MAX);
 	std::ranges::reverse(entries);
 	for (unsigned int i = 0; i < COWSNAP_FORK_MANY_MAX; i++) {
 		const region made(unique_fd(entries[i].fd));
@@ -209,7 +209,7 @@ TEST_F(fork_many, makes_as_many_as_it_says)
 
 TEST_F(fork_many, makes_as_many_as_it_says_of_one_region)
 {
-	const descriptor_limit enough(2 * COWSNAP_FORK_MANY_MAX);
+	const descriptor_limit enough(2ul * COWSNAP_FORK_MANY_MAX);
 	const region parent = numbered_from(1);
 	const std::vector<const region *> parents(COWSNAP_FORK_MANY_MAX, &parent);
 	const std::vector<region> forks = dev.fork_all(parents, read_only);

@@ -22,7 +22,7 @@ struct sharing {
 
 inline std::string name_of(const sharing &how)
 {
-	const std::string name =
+	std::string name =
 		how.by == operation::fork ? "a_fork" : "a_restore";
 
 	if (how.granule_shift == page_shift)

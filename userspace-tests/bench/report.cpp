@@ -226,7 +226,8 @@ private:
 	/* "per page": what the cost is of, or what else is counted. */
 	static std::string unit_of(const ordered_json &row)
 	{
-		const std::string per = row["per"], unit = row["unit"];
+		std::string per = row["per"];
+		const std::string unit = row["unit"];
 
 		if (per == "bytes" || per == "faults" || per == "snapshots")
 			return per;
