@@ -14,6 +14,7 @@
 
 #include <elf.h>
 #include <fcntl.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -111,6 +112,26 @@ TEST_F(mappings, take_what_flags_a_memfd_takes)
 		  MAP_FAILED);
 	EXPECT_EQ(errno, EOVERFLOW);
 }
+
+#ifdef __aarch64__
+/* A copy of a page has no tags of the other's, so a region has none at all. */
+TEST_F(mappings, have_no_memory_tags)
+{
+	constexpr unsigned long cpu_has_tags = 1UL << 18;
+	constexpr int prot_tagged = PROT_READ | PROT_WRITE | 0x20;
+
+	if (!(::getauxval(AT_HWCAP2) & cpu_has_tags))
+		GTEST_SKIP() << "this CPU has no memory tags";
+
+	const region subject = numbered(pages);
+	const mapping map = subject.map();
+
+	EXPECT_EQ(map_error(subject, prot_tagged, MAP_SHARED), EINVAL);
+	EXPECT_EQ(::mprotect(map.data(), page_size, prot_tagged), -1);
+	EXPECT_EQ(errno, EINVAL);
+	anonymous(page_size).protect(prot_tagged);
+}
+#endif
 
 /* A region may hold code, and a fork of it other code. */
 TEST_F(mappings, are_executed)

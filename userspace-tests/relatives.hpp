@@ -27,7 +27,10 @@ inline std::string name_of(const sharing &how)
 
 	if (how.granule_shift == page_shift)
 		return name;
-	return name + "_of_" + std::to_string(1U << how.granule_shift >> 10) + "k";
+	if (how.granule_shift == 21)
+		return name + "_of_2048k";
+	return name + "_of_" +
+	       std::to_string(1U << (how.granule_shift - page_shift)) + "_pages";
 }
 
 inline void PrintTo(const sharing &how, std::ostream *out)
