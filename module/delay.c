@@ -29,10 +29,47 @@ struct delay {
 	atomic_t met;
 };
 
-#define DELAY(point)	[COWSNAP_DELAY_##point] = { .name = #point },
-static struct delay delays[COWSNAP_DELAYS] = {
-	COWSNAP_DELAY_POINTS(DELAY)
+static struct delay delays[] = {
+	[COWSNAP_DELAY_stripes_made] = { .name = "stripes_made" },
+	[COWSNAP_DELAY_stripe_locked] = { .name = "stripe_locked" },
+	[COWSNAP_DELAY_stop_flagged] = { .name = "stop_flagged" },
+	[COWSNAP_DELAY_region_closing] = { .name = "region_closing" },
+	[COWSNAP_DELAY_entries_protected] = { .name = "entries_protected" },
+	[COWSNAP_DELAY_runs_protected] = { .name = "runs_protected" },
+	[COWSNAP_DELAY_one_frozen] = { .name = "one_frozen" },
+	[COWSNAP_DELAY_frozen] = { .name = "frozen" },
+	[COWSNAP_DELAY_pin_found] = { .name = "pin_found" },
+	[COWSNAP_DELAY_image_begun] = { .name = "image_begun" },
+	[COWSNAP_DELAY_image_sealed] = { .name = "image_sealed" },
+	[COWSNAP_DELAY_image_committed] = { .name = "image_committed" },
+	[COWSNAP_DELAY_granule_found] = { .name = "granule_found" },
+	[COWSNAP_DELAY_sole_owner_found] = { .name = "sole_owner_found" },
+	[COWSNAP_DELAY_granule_copied] = { .name = "granule_copied" },
+	[COWSNAP_DELAY_old_zapped] = { .name = "old_zapped" },
+	[COWSNAP_DELAY_hole_filled] = { .name = "hole_filled" },
+	[COWSNAP_DELAY_fault_granted] = { .name = "fault_granted" },
+	[COWSNAP_DELAY_fault_found] = { .name = "fault_found" },
+	[COWSNAP_DELAY_around_chosen] = { .name = "around_chosen" },
+	[COWSNAP_DELAY_fault_done] = { .name = "fault_done" },
+	[COWSNAP_DELAY_snapshot_found] = { .name = "snapshot_found" },
+	[COWSNAP_DELAY_write_granted] = { .name = "write_granted" },
+	[COWSNAP_DELAY_page_held] = { .name = "page_held" },
+	[COWSNAP_DELAY_restore_taken] = { .name = "restore_taken" },
+	[COWSNAP_DELAY_restore_zapped] = { .name = "restore_zapped" },
+	[COWSNAP_DELAY_restore_exchanged] = { .name = "restore_exchanged" },
+	[COWSNAP_DELAY_tail_owned] = { .name = "tail_owned" },
+	[COWSNAP_DELAY_length_set] = { .name = "length_set" },
+	[COWSNAP_DELAY_punch_zapped] = { .name = "punch_zapped" },
+	[COWSNAP_DELAY_range_removed] = { .name = "range_removed" },
+	[COWSNAP_DELAY_node_found] = { .name = "node_found" },
+	[COWSNAP_DELAY_diff_node_found] = { .name = "diff_node_found" },
+	[COWSNAP_DELAY_node_alone] = { .name = "node_alone" },
+	[COWSNAP_DELAY_node_copied] = { .name = "node_copied" },
+	[COWSNAP_DELAY_node_replaced] = { .name = "node_replaced" },
+	[COWSNAP_DELAY_node_dying] = { .name = "node_dying" },
 };
+
+static_assert(ARRAY_SIZE(delays) == COWSNAP_DELAYS);
 
 static unsigned int meet(enum cowsnap_delay_point point)
 {

@@ -16,57 +16,52 @@
 #define _COWSNAP_DELAY_H
 
 /* Where there may be one: after what it is named for. */
-#define COWSNAP_DELAY_POINTS(point)					\
-	/* region.c: stopping */					\
-	point(stripes_made)						\
-	point(stripe_locked)						\
-	point(stop_flagged)						\
-	point(region_closing)						\
-	/* wrprotect.c, protect.c, image.c, fork.c: the image */	\
-	point(entries_protected)					\
-	point(runs_protected)						\
-	point(one_frozen)						\
-	point(frozen)							\
-	point(pin_found)						\
-	point(image_begun)						\
-	point(image_sealed)						\
-	point(image_committed)						\
-	/* cow.c: who may write */					\
-	point(granule_found)						\
-	point(sole_owner_found)						\
-	point(granule_copied)						\
-	point(old_zapped)						\
-	point(hole_filled)						\
-	/* fault.c, io.c */						\
-	point(fault_granted)						\
-	point(fault_found)						\
-	point(around_chosen)						\
-	point(fault_done)						\
-	point(snapshot_found)						\
-	point(write_granted)						\
-	point(page_held)						\
-	/* restore.c, space.c */					\
-	point(restore_taken)						\
-	point(restore_zapped)						\
-	point(restore_exchanged)					\
-	point(tail_owned)						\
-	point(length_set)						\
-	point(punch_zapped)						\
-	point(range_removed)						\
-	/* tree.c; on walks it is busy waiting */			\
-	point(node_found)						\
-	point(diff_node_found)						\
-	point(node_alone)						\
-	point(node_copied)						\
-	point(node_replaced)						\
-	point(node_dying)
-
-#define COWSNAP_DELAY_ENUM(name)	COWSNAP_DELAY_##name,
 enum cowsnap_delay_point {
-	COWSNAP_DELAY_POINTS(COWSNAP_DELAY_ENUM)
+	/* region.c: stopping */
+	COWSNAP_DELAY_stripes_made,
+	COWSNAP_DELAY_stripe_locked,
+	COWSNAP_DELAY_stop_flagged,
+	COWSNAP_DELAY_region_closing,
+	/* wrprotect.c, protect.c, image.c, fork.c: the image */
+	COWSNAP_DELAY_entries_protected,
+	COWSNAP_DELAY_runs_protected,
+	COWSNAP_DELAY_one_frozen,
+	COWSNAP_DELAY_frozen,
+	COWSNAP_DELAY_pin_found,
+	COWSNAP_DELAY_image_begun,
+	COWSNAP_DELAY_image_sealed,
+	COWSNAP_DELAY_image_committed,
+	/* cow.c: who may write */
+	COWSNAP_DELAY_granule_found,
+	COWSNAP_DELAY_sole_owner_found,
+	COWSNAP_DELAY_granule_copied,
+	COWSNAP_DELAY_old_zapped,
+	COWSNAP_DELAY_hole_filled,
+	/* fault.c, io.c */
+	COWSNAP_DELAY_fault_granted,
+	COWSNAP_DELAY_fault_found,
+	COWSNAP_DELAY_around_chosen,
+	COWSNAP_DELAY_fault_done,
+	COWSNAP_DELAY_snapshot_found,
+	COWSNAP_DELAY_write_granted,
+	COWSNAP_DELAY_page_held,
+	/* restore.c, space.c */
+	COWSNAP_DELAY_restore_taken,
+	COWSNAP_DELAY_restore_zapped,
+	COWSNAP_DELAY_restore_exchanged,
+	COWSNAP_DELAY_tail_owned,
+	COWSNAP_DELAY_length_set,
+	COWSNAP_DELAY_punch_zapped,
+	COWSNAP_DELAY_range_removed,
+	/* tree.c; on walks it is busy waiting */
+	COWSNAP_DELAY_node_found,
+	COWSNAP_DELAY_diff_node_found,
+	COWSNAP_DELAY_node_alone,
+	COWSNAP_DELAY_node_copied,
+	COWSNAP_DELAY_node_replaced,
+	COWSNAP_DELAY_node_dying,
 	COWSNAP_DELAYS
 };
-#undef COWSNAP_DELAY_ENUM
 
 #ifdef COWSNAP_DEBUG
 void cowsnap_delay(enum cowsnap_delay_point point);

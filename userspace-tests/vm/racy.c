@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Stands in for a module in which two threads meet at a variable, in the check of the KCSAN kernel: that it sees them.
+ * Stands in for a module in which two threads meet at a variable, in the check of the
+ * KCSAN kernel: that it sees them.
  */
 #include <linux/err.h>
 #include <linux/jiffies.h>
