@@ -5,7 +5,7 @@ vm := userspace-tests/vm
 KDIR ?= /lib/modules/$(shell uname -r)/build
 
 module:
-	@$(vm)/build-module "$(KDIR)"
+	@$(vm)/build-module "$(KDIR)" $(if $(COWSNAP_DEBUG),build/module/debug COWSNAP_DEBUG=$(COWSNAP_DEBUG))
 
 check:
 	@$(vm)/check $(LANES)
@@ -40,6 +40,7 @@ clean:
 help:
 	@echo 'make                   build cowsnap.ko for the running kernel'
 	@echo 'make KDIR=DIR          build it for the kernel whose build tree is DIR'
+	@echo 'make COWSNAP_DEBUG=1   build one for tests, which can be told to wait in places, into build/module/debug'
 	@echo 'make demo [FILE=F]     see forks of memory at work in a VM, on the data in F or on a Debian package index'
 	@echo 'make check             run every test: in VMs, under stock kernels; installs the packages that this needs'
 	@echo 'make check LANES="L"   run only some lanes; an unknown name lists them'
