@@ -436,8 +436,13 @@ static bool fits_pmd(struct window *window)
 /*
  * Nothing in a snapshot ever changes, so the core may install what is there; which
  * it has to for a private mapping that is written, and for a PMD.  Entries may be
- * inserted where there is a page table, which stays one, or where there will be no
- * PMD; not where another fault has made one since this one began.
+ * inserted where there is a page table, or where there will be no PMD; not where another
+ * fault has made one since this one began.  6.14 may take a table away that is empty:
+ * then nothing is inserted, whatever is there instead, and the fault comes again.
+ *
+ * Of memory that failed only the page of the fault is looked at before a PMD is made: the
+ * core makes none for a folio that it has marked.  One that it could not mark may be
+ * mapped, as by a PMD from before; who touches the page then is told by the machine.
  */
 static vm_fault_t snapshot_fault(struct vm_fault *vmf)
 {

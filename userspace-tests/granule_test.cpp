@@ -1193,6 +1193,26 @@ TEST_F(huge_mappings, take_one_fault_each)
 	EXPECT_EQ(smaps(map.data())["Pss:"], count * granule / 2);
 }
 
+TEST_F(huge_mappings, are_not_where_memory_failed)
+{
+	constexpr std::size_t broken = 100;
+	/* By pages, and kept: it is not the mapping that is looked at. */
+	const mapping small = parent.map(PROT_READ);
+	const view shown = map_snapshot();
+
+	for (std::size_t page = 0; page < granule / page_size; page++)
+		(void)small.load(page);
+	if (::madvise(small.page(broken).data(), page_size, MADV_HWPOISON) < 0 &&
+	    errno == EINVAL)
+		GTEST_SKIP() << "this kernel does not handle memory errors";
+
+	touch_each(shown);
+	EXPECT_EQ(mapped_by_pmd(shown), (count - 1) * granule);
+	EXPECT_EQ(signal_of_load(shown.data() + broken * page_size), SIGBUS);
+	EXPECT_EQ(signal_of_load(shown.data() + (broken + 1) * page_size), 0);
+	EXPECT_EQ(misnumbered(shown.bytes().subspan(granule), 513), -1);
+}
+
 TEST_F(huge_mappings, are_not_where_the_address_does_not_allow_it)
 {
 	const view shown = map_snapshot(PROT_READ, MAP_SHARED, page_size);
