@@ -554,7 +554,8 @@ TEST_F(broken_memory, is_given_to_nobody_else)
 
 	ASSERT_TRUE(flags);
 	for (const bool shared : {false, true}) {
-		const region large = dev.create(1 << 16, 0, {}, 16);
+		const region large =
+			dev.create(16 * page_size, 0, {}, page_shift + 4);
 		const mapping large_map = large.map();
 
 		large_map.store(0, 1);
@@ -570,7 +571,7 @@ TEST_F(broken_memory, is_given_to_nobody_else)
 		ASSERT_TRUE(error == EBUSY || error == EHWPOISON) << error;
 		if (shared)
 			(void)large.snapshot();
-		large.punch(0, 1 << 16);
+		large.punch(0, 16 * page_size);
 		ASSERT_EQ(large.stat().referenced, 0u);
 		ASSERT_EQ(::pread(flags.get(), &found, sizeof(found),
 				  static_cast<off_t>(frame * sizeof(found))),

@@ -160,8 +160,7 @@ protected:
 				error = error_of([&] {
 					GetParam().make(dev, busy, relative);
 				});
-			} while (!enough(error));
-			EXPECT_GT(alarm_storm::count(), 0u);
+			} while (!enough(error) || !alarm_storm::count());
 		}
 		*stop = true;
 		for (child &other : others)

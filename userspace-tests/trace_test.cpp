@@ -606,10 +606,12 @@ TEST_F(messages, say_which_store_raised_sigbus_on_request)
 	EXPECT_EQ(signal_of_store(map.page(2).data()), SIGBUS);
 
 	const std::vector<std::string> lines = said();
+	std::ostringstream offset;
 
+	offset << std::hex << std::showbase << 2 * page_size;
 	ASSERT_EQ(lines.size(), 1u);
 	for (const std::string &wanted :
-	     {std::to_string(::getpid()), std::string("0x2000"),
+	     {std::to_string(::getpid()), offset.str() + ' ',
 	      "region " + std::to_string(subject.stat().id),
 	      "error " + std::to_string(-ENOSPC)})
 		EXPECT_NE(lines[0].find(wanted), lines[0].npos) << lines[0];
