@@ -81,7 +81,7 @@ protected:
 
 	request receive(std::uint32_t operation) const
 	{
-		std::vector<std::byte> buffer(64 * 1024);
+		std::vector<std::byte> buffer(65536);
 		request received;
 
 		await();

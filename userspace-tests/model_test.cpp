@@ -37,7 +37,7 @@ using namespace cowsnap_test;
 namespace {
 
 template <typename Text, typename Value>
-void same(const Text &what, Value is, Value should_be)
+void same(const Text &what, const Value &is, const Value &should_be)
 {
 	if (is != should_be) {
 		std::ostringstream text;

@@ -828,7 +828,7 @@ TEST_P(processes_disturbed_by, fork_at_one_instant)
 
 	const std::uint64_t updates = sum_of("/proc/vmstat", "numa_pte_updates");
 	counting_threads counting(map);
-	std::jthread disturber([&](std::stop_token stop) {
+	std::jthread disturber([&](const std::stop_token &stop) {
 		while (!stop.stop_requested())
 			disturb(map, disturbances++);
 	});

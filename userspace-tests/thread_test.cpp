@@ -450,7 +450,7 @@ public:
 			require(member.stat().length == pages * page_size,
 				"the length is wrong");
 			break;
-		case 10:
+		default:
 			(void)::lseek(member.fd(), 0, SEEK_DATA);
 			common_.map().advise(MADV_DONTNEED);
 			break;

@@ -91,7 +91,7 @@ private:
 	}
 
 	unique_fd sender_, receiver_;
-	std::vector<std::byte> before_ = bytes_of(16 * room, 0xee);
+	std::vector<std::byte> before_ = bytes_of(std::size_t{16} * room, 0xee);
 };
 
 } // namespace cowsnap_test

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <fcntl.h>
@@ -30,7 +31,7 @@ class call_in_a_thread {
 public:
 	template <typename Call>
 	explicit call_in_a_thread(Call call)
-		: thread_([this, call] {
+		: thread_([this, call = std::move(call)] {
 			  result_ = call();
 			  if (result_ < 0)
 				  result_ = -errno;

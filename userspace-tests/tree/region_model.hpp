@@ -133,7 +133,7 @@ public:
 		return child;
 	}
 
-	void swap(region &other)
+	void swap(region &other) noexcept
 	{
 		cowsnap_tree_swap(&tree_, &other.tree_);
 		std::swap(held_, other.held_);

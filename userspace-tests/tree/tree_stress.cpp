@@ -43,7 +43,7 @@ constexpr std::array<u64, 4> nodes = {
 	COWSNAP_INDEX_MAX + 1 - 8 * leaf_slots};
 constexpr std::size_t nr_leaves = nodes.size() * 8;
 constexpr std::size_t nr_places = nr_leaves * 4;
-constexpr std::size_t first_that_goes = nr_places - 8 * 4;
+constexpr std::size_t first_that_goes = nr_places - std::size_t{8} * 4;
 
 constexpr u64 index_of(std::size_t place)
 {

@@ -542,7 +542,7 @@ TEST_P(tree, keeps_what_was_removed_until_it_is_let_go)
  * what did not work must have changed nothing, and must work afterwards.
  */
 template <typename Setup, typename Operation>
-void sweep(Setup setup, Operation operation)
+void sweep(const Setup &setup, Operation operation)
 {
 	for (unsigned int nth = 1; nth < 100; ++nth) {
 		regions family = setup();
@@ -668,7 +668,7 @@ TEST_P(tree, visits_the_path_alone_to_read)
 			  2U * (COWSNAP_TREE_HEIGHT + 1));
 	/* From one end to the other, over an empty slot at most once. */
 	EXPECT_LE(visits([&] { EXPECT_EQ(deep->next(1, true), max); }),
-		  2U * COWSNAP_TREE_HEIGHT * COWSNAP_NODE_SLOTS);
+		  2UL * COWSNAP_TREE_HEIGHT * COWSNAP_NODE_SLOTS);
 }
 
 TEST_P(tree, visits_what_is_open_alone)
