@@ -17,6 +17,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -44,6 +45,12 @@ constexpr std::uint64_t memory_of_all = 24 << 20;
 constexpr std::uint64_t large_granule = 2 << 20;
 /* Where calls mostly go, and what a thread has to map in. */
 constexpr std::uint64_t usual_length = 2 * large_granule;
+
+/* One of so many pages: a few of them often, so that calls meet there. */
+std::size_t some_page(chance &random)
+{
+	return random.below(random.one_in(4) ? usual_length / page_size : 12);
+}
 
 /* What a snapshot holds, as one number: its length, and where it has which bytes. */
 std::uint64_t sum_of_bytes(const memory_file &file)
@@ -165,20 +172,20 @@ public:
 	explicit arena(std::size_t number)
 		: start_(reinterpret_cast<std::byte *>((64ull + number) << 30))
 	{
-		if (::mmap(start_, 4 * size, PROT_NONE,
+		if (::mmap(start_, 4 * usual_length, PROT_NONE,
 			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
 			   0) != start_)
 			check(-1, "mmap of an arena");
 	}
-	~arena() { ::munmap(start_, 4 * size); }
+	~arena() { ::munmap(start_, 4 * usual_length); }
 	arena(const arena &) = delete;
 	arena &operator=(const arena &) = delete;
 
-	static constexpr std::size_t size = usual_length;
-
+	/* Behind where page() is. */
+	std::byte *window() const { return start_ + 2 * usual_length; }
 	std::byte *page(chance &random) const
 	{
-		return start_ + random.below(size / page_size) * page_size;
+		return start_ + some_page(random) * page_size;
 	}
 
 private:
@@ -211,8 +218,8 @@ public:
 
 		steps_++;
 		(this->*calls[random_.below(calls.size())])();
-		/* What is mapped shows what happens under it. */
-		for (int i = 0; i < 4; i++)
+		/* Through what is mapped stores go on, whatever a call does. */
+		for (int i = 0; i < 16; i++)
 			touch();
 	}
 
@@ -240,8 +247,7 @@ private:
 	}
 	std::uint64_t offset()
 	{
-		const std::uint64_t usual =
-			random_.below(usual_length / page_size) * page_size;
+		const std::uint64_t usual = some_page(random_) * page_size;
 
 		if (random_.one_in(10))
 			return odd_number();
@@ -264,13 +270,14 @@ private:
 		return which ? shared_.no_regions[which - 1].get() : -1;
 	}
 
-	void adopt(int fd)
+	member_ref adopt(int fd)
 	{
-		const member_ref old =
-			shared_.put(random_, std::make_shared<member>(fd));
+		const auto made = std::make_shared<const member>(fd);
+		const member_ref old = shared_.put(random_, made);
 
 		if (random_.one_in(4) && !old->is_whole())
 			complain("a snapshot has changed");
+		return made;
 	}
 
 	/* An ioctl's argument, correct until spoil() had it. */
@@ -403,9 +410,29 @@ private:
 		for (std::uint32_t i = 0; result == 0 && i < arg.count; i++)
 			adopt(entries_[i].fd);
 	}
+	/* Stores to the first pages of a region where they are mapped. */
+	void store_to(std::span<std::byte> window, unsigned int twice)
+	{
+		for (std::size_t at = 0; at < window.size(); at += page_size) {
+			volatile std::byte *const place = &window[at];
+			const auto value = static_cast<std::byte>(steps_ * 2 + twice);
+
+			shared_.faults.raised([=] { *place = value; });
+		}
+	}
+	/* With stores before it and after it, through the same page-table entries. */
 	void fork()
 	{
 		const member_ref one = shared_.pick(random_);
+		const std::span window(arena_.window(), 8 * page_size);
+
+		judge("mmap",
+		      ::mmap(window.data(), window.size(), PROT_READ | PROT_WRITE,
+			     MAP_SHARED | MAP_FIXED, one->file.fd(), 0) == MAP_FAILED
+			      ? -1
+			      : 0,
+		      {EPERM, ENOMEM});
+		store_to(window, 0);
 		cowsnap_fork &arg = argument<cowsnap_fork>();
 
 		arg.flags = random_.one_in(2) ? COWSNAP_FORK_F_READONLY : 0;
@@ -414,8 +441,15 @@ private:
 		const int result = ::ioctl(one->file.fd(), COWSNAP_IOC_FORK, &arg);
 
 		judge("FORK", result, {EINVAL, E2BIG, ENOSPC, ENOMEM});
-		if (result == 0)
-			adopt(arg.fd);
+		if (result == 0) {
+			const member_ref made = adopt(arg.fd);
+
+			store_to(window, 1);
+			if (!made->is_whole())
+				complain("a snapshot has what was stored after it");
+		}
+		::mmap(window.data(), window.size(), PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 	}
 	/* Of members of one family as often as not. */
 	void restore()
