@@ -7,7 +7,10 @@ namespace {
 
 constexpr std::size_t some = 4096;
 
-/* After a FORK, whose snapshot lives, a write to each of @which; loaded first when @read. */
+/*
+ * After a FORK, whose snapshot lives, a write to each of @which; loaded first when @read.
+ * The snapshot of the round before has closed.
+ */
 cost copy_cost(stage &on, live &subject, const pages &which, bool read)
 {
 	return meter::repeat(on.size.rounds, [&] {
@@ -15,6 +18,7 @@ cost copy_cost(stage &on, live &subject, const pages &which, bool read)
 
 		if (read)
 			load(subject.map, which);
+		meter::settle();
 		return on.measure.timed([&] { store(subject.map, which); }) / which.size();
 	});
 }
@@ -25,6 +29,7 @@ cost process_copy_cost(stage &on, const mapping &memory, const pages &which)
 	return meter::repeat(on.size.long_rounds, [&] {
 		const child process = waiting_child();
 
+		meter::settle();
 		return on.measure.timed([&] { store(memory, which); }) / which.size();
 	});
 }

@@ -9,11 +9,13 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdio>
 #include <ctime>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "profile.hpp"
@@ -129,6 +131,12 @@ public:
 		return static_cast<double>(time.tv_sec) * 1e9 +
 		       static_cast<double>(time.tv_nsec);
 	}
+
+	/*
+	 * Leaves the kernel time to finish what it put off, such as freeing by RCU what
+	 * was closed: that is part of the closing, and not of what comes after it.
+	 */
+	static void settle() { std::this_thread::sleep_for(std::chrono::milliseconds(50)); }
 
 	/*
 	 * The median of what @round returns, which is called once more first: the
