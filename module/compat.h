@@ -168,6 +168,14 @@ static inline int cowsnap_insert_page(struct vm_area_struct *vma,
 }
 
 /*
+ * Has the core to be kept from mapping a failed page by a PMD?  By 7.3 it does not mark
+ * our folios any more when a page of theirs fails.  Not before 6.14, when inserting
+ * entries did not always notice a PMD that another fault had made meanwhile.
+ */
+#define COWSNAP_PMDS_MAP_FAILED	\
+	(LINUX_VERSION_CODE >= KERNEL_VERSION(6, 14, 0))
+
+/*
  * May a folio have several pages?  Kernels without huge pages, those for PREEMPT_RT,
  * take one for split when they want it to be, by 6.12: MADV_COLD never ends then.
  */

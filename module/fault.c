@@ -424,13 +424,15 @@ static vm_fault_t region_fault(struct vm_fault *vmf)
 /*
  * May the core map all of a snapshot's granule by one PMD?  It looks for that itself
  * when it gets a page of a folio of that size, but 6.1 not at the region's end.  The
- * same for all faults on the addresses of one PMD.
+ * same for all faults on the addresses of one PMD, until memory fails.
  */
 static bool fits_pmd(struct window *window)
 {
 	return IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) && window->granule &&
 	       window->nr << PAGE_SHIFT == PMD_SIZE &&
-	       IS_ALIGNED(window->addr, PMD_SIZE);
+	       IS_ALIGNED(window->addr, PMD_SIZE) &&
+	       !(COWSNAP_PMDS_MAP_FAILED &&
+		 cowsnap_folio_has_failed(cowsnap_granule_folio(window->granule)));
 }
 
 /*
@@ -440,9 +442,9 @@ static bool fits_pmd(struct window *window)
  * fault has made one since this one began.  6.14 may take a table away that is empty:
  * then nothing is inserted, whatever is there instead, and the fault comes again.
  *
- * Of memory that failed only the page of the fault is looked at before a PMD is made: the
- * core makes none for a folio that it has marked.  One that it could not mark may be
- * mapped, as by a PMD from before; who touches the page then is told by the machine.
+ * Over memory that failed there is no new PMD, where the core has marked the folio or
+ * this looks.  By one from before it may be mapped; who touches the page then is told
+ * by the machine.
  */
 static vm_fault_t snapshot_fault(struct vm_fault *vmf)
 {

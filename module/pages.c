@@ -47,7 +47,8 @@ static struct folio *next_folio(struct cowsnap_pieces *pieces, unsigned int *n)
 	return folio;
 }
 
-static bool has_failed_page(struct folio *folio)
+/* Is a page of it in memory that failed? */
+bool cowsnap_folio_has_failed(struct folio *folio)
 {
 	long n;
 
@@ -64,7 +65,7 @@ static bool has_failed_page(struct folio *folio)
  */
 static void put_folio(struct folio *folio)
 {
-	if (folio_test_large(folio) && unlikely(has_failed_page(folio)))
+	if (folio_test_large(folio) && unlikely(cowsnap_folio_has_failed(folio)))
 		return;
 	folio_put(folio);
 }

@@ -93,6 +93,7 @@ static inline bool cowsnap_granule_mapped(struct cowsnap_granule *granule)
 	return cowsnap_granule_sum(granule, cowsnap_folio_mapped);
 }
 
+bool cowsnap_folio_has_failed(struct folio *folio);
 bool cowsnap_granule_folios_have(struct cowsnap_granule *granule,
 				 struct page *page);
 
