@@ -50,9 +50,10 @@ static struct folio *next_folio(struct cowsnap_pieces *pieces, unsigned int *n)
 /* Is a page of it in memory that failed? */
 bool cowsnap_folio_has_failed(struct folio *folio)
 {
+	long nr = folio_nr_pages(folio);
 	long n;
 
-	for (n = 0; n < folio_nr_pages(folio); n++) {
+	for (n = 0; n < nr; n++) {
 		if (PageHWPoison(folio_page(folio, n)))
 			return true;
 	}
