@@ -232,6 +232,10 @@ private:
 			complain(std::string(what) + " failed with " +
 				 std::strerror(errno));
 	}
+	void judge(const char *what, const void *address, errors documented)
+	{
+		judge(what, address == MAP_FAILED ? -1L : 0L, documented);
+	}
 	void complain(const std::string &what)
 	{
 		shared_.complain("thread " + std::to_string(number_) + ", step " +
@@ -428,9 +432,7 @@ private:
 
 		judge("mmap",
 		      ::mmap(window.data(), window.size(), PROT_READ | PROT_WRITE,
-			     MAP_SHARED | MAP_FIXED, one->file.fd(), 0) == MAP_FAILED
-			      ? -1
-			      : 0,
+			     MAP_SHARED | MAP_FIXED, one->file.fd(), 0),
 		      {EPERM, ENOMEM});
 		store_to(window, 0);
 		cowsnap_fork &arg = argument<cowsnap_fork>();
@@ -626,9 +628,7 @@ private:
 		}
 		judge("mmap",
 		      ::mmap(place, size, protection(), flags, one->file.fd(),
-			     static_cast<off_t>(offset())) == MAP_FAILED
-			      ? -1
-			      : 0,
+			     static_cast<off_t>(offset())),
 		      {EINVAL, EPERM, EOPNOTSUPP, EOVERFLOW, ENOMEM, EACCES});
 	}
 	void remap()
@@ -647,16 +647,14 @@ private:
 			break;
 		case 2:
 			judge("mremap in place",
-			      ::mremap(place, size, other, 0) == MAP_FAILED ? -1 : 0,
+			      ::mremap(place, size, other, 0),
 			      {EINVAL, EFAULT, ENOMEM});
 			break;
 		default:
 			judge("mremap",
 			      ::mremap(place, size, other,
 				       MREMAP_MAYMOVE | MREMAP_FIXED,
-				       arena_.page(random_)) == MAP_FAILED
-				      ? -1
-				      : 0,
+				       arena_.page(random_)),
 			      {EINVAL, EFAULT, ENOMEM});
 		}
 	}

@@ -61,7 +61,7 @@ struct race_state : progress {
 	std::atomic<std::uint64_t> cuts = 0;
 };
 
-/* Why @values, which were filled in order and then made zero at once, are torn. */
+/* Are @values, which are filled in order and then made zero at once, of one instant? */
 bool filled_in_order(const std::vector<std::uint64_t> &values)
 {
 	return std::ranges::all_of(values, [&](std::uint64_t value) {
@@ -508,15 +508,15 @@ protected:
 		std::vector<mortal> mortals;
 		const deadline end =
 			scaled_deadline(std::chrono::duration<double>(seconds));
-		const deadline last_end = end + std::chrono::seconds(60);
 		chance random(2);
 
 		mortals.emplace_back([&] { write_rounds(live_, 1, *state); });
 		mortals.emplace_back([&] { copy_pages(live_, *state); });
 		mortals.emplace_back([&] { live_dangerously(live_, *state); });
 		mortals.emplace_back([&] { live_dangerously(live_, *state); });
-		while (!state->stop && !passed(last_end) &&
-		       !(passed(end) && all_got_somewhere(*state) && enough())) {
+		while (!state->stop && !passed(end, [&] {
+			return all_got_somewhere(*state) && enough();
+		})) {
 			std::this_thread::sleep_for(
 				std::chrono::milliseconds(random.between(5, 60)));
 			if (!state->stop)
@@ -568,13 +568,13 @@ using races = race_base;
 
 TEST_F(races, without_delays)
 {
-	make(12);
+	make(page_shift);
 	race(2, [] { return true; });
 }
 
 TEST_F(races, without_delays_and_with_large_granules)
 {
-	make(16);
+	make(page_shift + 4);
 	race(2, [] { return true; });
 }
 
@@ -597,7 +597,7 @@ TEST_F(races, beside_stress_ng)
 		"--vm-splice", "1",		 "--rmap",
 		"1",	       nullptr};
 
-	make(12);
+	make(page_shift);
 	if (::access(path, X_OK) < 0)
 		GTEST_SKIP() << "there is no stress-ng here; the lane stress has one";
 
@@ -637,7 +637,7 @@ INSTANTIATE_TEST_SUITE_P(, delayed_races, testing::ValuesIn(delay_points()),
 
 TEST_P(delayed_races, at)
 {
-	make(12);
+	make(page_shift);
 
 	const delay here(GetParam(), 1000);
 

@@ -62,7 +62,7 @@ protected:
 	}
 };
 
-INSTANTIATE_TEST_SUITE_P(, fresh_granules, testing::Values(12, 14, 16, 21),
+INSTANTIATE_TEST_SUITE_P(, fresh_granules, testing::Values(page_shift, page_shift + 2, page_shift + 4, 21u),
 			 [](const auto &info) {
 				 return "shift_" + std::to_string(info.param);
 			 });
@@ -236,7 +236,7 @@ protected:
 	}
 };
 
-INSTANTIATE_TEST_SUITE_P(, edges_of_numbers, testing::Values(12, 21),
+INSTANTIATE_TEST_SUITE_P(, edges_of_numbers, testing::Values(page_shift, 21u),
 			 [](const auto &info) {
 				 return "shift_" + std::to_string(info.param);
 			 });
