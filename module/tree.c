@@ -393,7 +393,7 @@ struct cowsnap_granule *cowsnap_tree_lookup(struct cowsnap_tree *tree,
 /**
  * cowsnap_tree_owned() - get a leaf that may be changed, if it is there
  * @tree: the tree
- * @index: its class lock is held
+ * @index: its class lock is held; or under RCU, to look at the leaf only
  *
  * Reads the path while others may replace nodes of it, but never the ones it looks
  * for: what is owned stays, and an epoch is not used twice, so a node that says it
@@ -429,8 +429,8 @@ struct cowsnap_node *cowsnap_tree_owned(struct cowsnap_tree *tree, u64 index)
  * @index: its class lock is held
  * @granule: gets the granule, with no reference taken, or NULL for a hole
  *
- * cowsnap_tree_lookup() and cowsnap_tree_owned() in one walk: who owns a leaf owns the
- * path to it.
+ * cowsnap_tree_lookup() and cowsnap_tree_owned() in one walk, which needs the lock: who
+ * owns a leaf owns the path to it.
  *
  * Return: the leaf, or NULL when it takes cowsnap_tree_take().
  */
