@@ -41,6 +41,17 @@ update_lists() {
 	as_root apt-get update >/dev/null </dev/null || die 'apt-get update failed; run it by hand to see why'
 }
 
+# download_package NAME DIR: puts Debian's newest package of that name there, with lists that are renewed if it takes that.
+download_package() {
+	local -a command=(apt-get -o APT::Sandbox::User=root -qq download "$1")
+	printf '%s: fetching %s\n' "$me" "$1"
+	(cd "$2" && "${command[@]}") >"$2/fetch.log" 2>&1 && return
+	update_lists
+	(cd "$2" && "${command[@]}") >"$2/fetch.log" 2>&1 && return
+	cat "$2/fetch.log" >&2
+	die "$1 could not be fetched; the mirror's answer is above"
+}
+
 # Holds a lock named $1 until unlock, so that lanes that run side by side make a thing once.
 lock() {
 	mkdir -p "$build/locks"
