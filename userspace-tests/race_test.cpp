@@ -15,6 +15,7 @@
 #include <deque>
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -37,11 +38,13 @@ namespace {
 
 /*
  * Behind the pages of the rounds (round_writer.hpp), each in granules of its own: what
- * only the mirror changes, what is filled and punched, and what is cut off.
+ * only the mirror changes, what write(2) counts in, what is filled and punched, and what
+ * is cut off.
  */
 constexpr std::size_t kept_start = 2112;
 constexpr std::size_t kept_pages = 16;
 constexpr std::uint64_t kept_value = 7;
+constexpr std::size_t counted_page = 2144;
 constexpr std::size_t punched_start = 2208;
 constexpr std::size_t punched_pages = 32;
 constexpr std::size_t cut_start = 2304;
@@ -73,6 +76,7 @@ bool filled_in_order(const std::vector<std::uint64_t> &values)
 /* All that is checked in a member of the family. */
 struct scene {
 	picture rounds;
+	std::uint64_t counted = 0;
 	std::uint64_t length = 0;
 	std::vector<std::uint64_t> punched, cut, kept;
 
@@ -89,12 +93,22 @@ std::vector<std::uint64_t> words_of(const mapping &map, std::size_t first,
 	return words;
 }
 
+std::uint64_t counted_in(const region &member)
+{
+	std::uint64_t count = 0;
+
+	member.read(counted_page * page_size,
+		    std::as_writable_bytes(std::span(&count, 1)));
+	return count;
+}
+
 scene scene_of(const region &member, bool by_mapping)
 {
 	const mapping map = member.map(PROT_READ);
 	scene taken;
 
 	taken.rounds = picture_of(member, by_mapping);
+	taken.counted = counted_in(member);
 	taken.length = member.length();
 	taken.punched = words_of(map, punched_start, punched_pages);
 	taken.kept = words_of(map, kept_start, kept_pages);
@@ -183,6 +197,22 @@ void copy_pages(const region &live, race_state &state)
 		for (std::size_t i = 0; i < copied_pages; i++)
 			map.store(copies_start + i, map.load(original_of(i)));
 		pause_a_moment(random);
+	}
+}
+
+/* Counts in one page by write(2), so that a fork mostly meets it there. */
+void count_by_calls(const region &live, race_state &state)
+{
+	chance random(18);
+	std::uint64_t count = 0;
+
+	while (!state.stop) {
+		count++;
+		live.write(counted_page * page_size,
+			   std::as_bytes(std::span(&count, 1)));
+		require(counted_in(live) == count, "a write does not show");
+		if (random.one_in(4))
+			pause_a_moment(random);
 	}
 }
 
@@ -302,8 +332,11 @@ void fork_and_check(const region &live, const device &dev, std::uint64_t stream,
 		const bool together = random.one_in(4);
 		std::array<region, 2> pair;
 		std::array<scene, 2> scenes;
+		std::array<std::uint64_t, 2> counted;
 
+		/* Each at once: a write that comes too late comes soon. */
 		pair[0] = live.snapshot();
+		counted[0] = counted_in(pair[0]);
 		if (together) {
 			pair[1] = std::move(dev.fork_all({&live, &pair[0]}, 0)[0]);
 		} else {
@@ -311,9 +344,12 @@ void fork_and_check(const region &live, const device &dev, std::uint64_t stream,
 				std::chrono::microseconds(random.below(2000)));
 			pair[1] = random.one_in(2) ? live.fork() : live.snapshot();
 		}
+		counted[1] = counted_in(pair[1]);
 		for (std::size_t i = 0; i < pair.size(); i++) {
 			scenes[i] = scene_of(pair[i], random.one_in(2));
 			require_one_instant(scenes[i]);
+			require(scenes[i].counted == counted[i],
+				"a member that nobody writes changed at first");
 			require(scenes[i].rounds.rounds[0][0] >= last,
 				"a later member is older");
 			last = scenes[i].rounds.rounds[0][0];
@@ -466,6 +502,7 @@ protected:
 			crew all(state);
 
 			all.add([&] { write_rounds(live_, 0, state); });
+			all.add([&] { count_by_calls(live_, state); });
 			all.add([&] { fill_and_punch(live_, map, state); });
 			all.add([&] { grow_and_cut(live_, map, state); });
 			all.add([&] { read_what_goes(map, state); });
