@@ -820,18 +820,20 @@ unsigned int failures::strike_all(Inject &&inject)
 
 TEST_P(failures, change_nothing)
 {
-	const unsigned int attempts = strike_all(
-		[&](unsigned int number, auto &&make) {
-			return injection->strike(number + 1, make);
-		});
+	const auto strike_each = [&](unsigned int number, auto &&make) {
+		return injection->strike(number + 1, make);
+	};
+	unsigned int attempts = strike_all(strike_each);
 
 	if (GetParam().tried.errors.empty())
 		return;
 	EXPECT_GT(attempts, 0u) << "there was nothing to fail";
-	if (GetParam().granule_shift == page_shift) {
-		EXPECT_GT(errors, 0u)
-			<< "of " << attempts << " attempts none failed it";
-	}
+	if (GetParam().granule_shift > page_shift)
+		return;
+	/* What watches the kernel asks for memory now and then, and shifts the rest. */
+	for (int again = 0; again < 3 && !errors; again++)
+		attempts = strike_all(strike_each);
+	EXPECT_GT(errors, 0u) << "of " << attempts << " attempts none failed it";
 }
 
 /* The kernel tells who asked for what it has not got. */
