@@ -38,7 +38,10 @@ as_root() {
 
 update_lists() {
 	can_be_root || die "the package lists are missing or old; run: sudo apt-get update"
-	as_root apt-get update >/dev/null </dev/null || die 'apt-get update failed; run it by hand to see why'
+	(
+		lock apt-lists
+		as_root apt-get update >/dev/null </dev/null
+	) || die 'apt-get update failed; run it by hand to see why'
 }
 
 # download_package NAME DIR: puts Debian's newest package of that name there, with lists that are renewed if it takes that.
