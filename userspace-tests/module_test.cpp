@@ -206,9 +206,9 @@ struct hurry {
 			    "1"};
 };
 
-TEST_F(module_life, begins_and_ends_a_thousand_times)
+TEST_F(module_life, begins_and_ends_many_times)
 {
-	const std::size_t rounds = scaled(1000);
+	const std::size_t rounds = scaled(100);
 	std::optional<hurry> hurried;
 	std::uint64_t available = 0;
 
