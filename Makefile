@@ -46,6 +46,7 @@ help:
 	@echo 'make check LANES="L"   run only some lanes; an unknown name lists them'
 	@echo 'make lint              check the sources without running them; CHECKS="C" does only some; an unknown name lists them'
 	@echo 'make fuzz SECONDS=N    random calls: on the tree, natively and led by coverage, and on the module, in a VM; N s each'
+	@echo 'make fuzz KERNEL=debug  the same on the module led by coverage, too, under the kernel of make check-debug'
 	@echo 'make check-debug       run every test under a kernel that watches itself, which is built first'
 	@echo 'make check-kcsan       run those in which threads meet under a kernel that watches for data races'
 	@echo 'make check-matrix      run those in VMs under each kernel and flavour that the README lists'

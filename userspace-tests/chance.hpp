@@ -76,18 +76,27 @@ inline std::uint64_t seed()
 	return value;
 }
 
-class chance {
+/* What is drawn from a @Source, which has number(). */
+template <typename Source> class drawn {
 public:
-	/* Users that differ in @stream see different numbers of one seed. */
-	explicit chance(std::uint64_t stream) : engine_(seed() + stream * 0x9e3779b9) {}
-
 	/* One of 0 ... @bound - 1. */
-	std::size_t below(std::size_t bound) { return engine_() % bound; }
+	std::size_t below(std::size_t bound)
+	{
+		return static_cast<Source *>(this)->number() % bound;
+	}
 	std::size_t between(std::size_t first, std::size_t last)
 	{
 		return first + below(last - first + 1);
 	}
 	bool one_in(std::size_t n) { return below(n) == 0; }
+};
+
+class chance : public drawn<chance> {
+public:
+	/* Users that differ in @stream see different numbers of one seed. */
+	explicit chance(std::uint64_t stream) : engine_(seed() + stream * 0x9e3779b9) {}
+
+	std::uint64_t number() { return engine_(); }
 
 private:
 	std::mt19937_64 engine_;

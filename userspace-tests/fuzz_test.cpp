@@ -6,7 +6,8 @@
  * way that the manual does not have; and in the end all memory comes back.
  *
  * Each thread's calls follow from the seed; how those of several threads fall
- * together does not.
+ * together does not.  Where the module and the kernel were built for it, calls that
+ * reached something new are tried again, changed.
  */
 #include <algorithm>
 #include <array>
@@ -20,6 +21,8 @@
 #include <span>
 #include <string>
 #include <thread>
+#include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include <fcntl.h>
@@ -30,6 +33,7 @@
 #include <unistd.h>
 
 #include "chance.hpp"
+#include "coverage.hpp"
 #include "fault.hpp"
 #include "fixture.hpp"
 #include "ktap.hpp"
@@ -47,7 +51,7 @@ constexpr std::uint64_t large_granule = 2 << 20;
 constexpr std::uint64_t usual_length = 2 * large_granule;
 
 /* One of so many pages: a few of them often, so that calls meet there. */
-std::size_t some_page(chance &random)
+template <typename Random> std::size_t some_page(Random &random)
 {
 	return random.below(random.one_in(4) ? usual_length / page_size : 12);
 }
@@ -121,14 +125,14 @@ public:
 		}
 	}
 
-	member_ref pick(chance &random)
+	member_ref pick(tape &random)
 	{
 		const std::lock_guard guard(lock_);
 
 		return members_[random.below(members_.size())];
 	}
 	/* Returns the one whose place it takes. */
-	member_ref put(chance &random, member_ref one)
+	member_ref put(tape &random, member_ref one)
 	{
 		const std::lock_guard guard(lock_);
 
@@ -183,7 +187,7 @@ public:
 
 	/* Behind where page() is. */
 	std::byte *window() const { return start_ + 2 * usual_length; }
-	std::byte *page(chance &random) const
+	template <typename Random> std::byte *page(Random &random) const
 	{
 		return start_ + some_page(random) * page_size;
 	}
@@ -196,7 +200,8 @@ private:
 class user {
 public:
 	user(world &shared, std::size_t number)
-		: shared_(shared), number_(number), random_(number), arena_(number)
+		: shared_(shared), number_(number), random_(number),
+		  touches_(threads + number), arena_(number)
 	{
 		int ends[2];
 
@@ -204,6 +209,10 @@ public:
 		pipe_out_ = unique_fd(ends[0]);
 		pipe_in_ = unique_fd(ends[1]);
 	}
+
+	/* What comes next is decided by @given at first. */
+	void begin(tape::numbers given) { random_.play(std::move(given)); }
+	tape::numbers decisions() const { return random_.played(); }
 
 	void step()
 	{
@@ -669,10 +678,10 @@ private:
 	void touch()
 	{
 		volatile std::byte *const place =
-			arena_.page(random_) + random_.below(page_size);
-		const auto value = static_cast<std::byte>(random_.below(256));
+			arena_.page(touches_) + touches_.below(page_size);
+		const auto value = static_cast<std::byte>(touches_.below(256));
 
-		if (random_.one_in(2))
+		if (touches_.one_in(2))
 			shared_.faults.raised([=] { (void)*place; });
 		else
 			shared_.faults.raised([=] { *place = value; });
@@ -709,7 +718,9 @@ private:
 	world &shared_;
 	std::size_t number_;
 	std::size_t steps_ = 0;
-	chance random_;
+	tape random_;
+	/* Apart, so that a tape has what decides on calls. */
+	chance touches_;
 	arena arena_;
 	unique_fd pipe_out_, pipe_in_;
 	alignas(8) std::array<std::byte, 16384> argument_ = {};
@@ -720,12 +731,45 @@ private:
 	std::vector<std::byte> bytes_ = bytes_of(16 * page_size, 7);
 };
 
+/* Steps of one thread, a few at a time, and what the module tells about them. */
+class player {
+public:
+	player(world &shared, std::size_t number, experience &all)
+		: user_(shared, number), random_(2 * threads + number), all_(all)
+	{
+		if (coverage::supported())
+			reached_.emplace();
+	}
+
+	std::size_t play(deadline end)
+	{
+		std::unordered_set<std::uint64_t> places;
+		std::size_t steps = 0;
+
+		user_.begin(all_.advice(random_));
+		for (; steps < 8 && !passed(end); steps++) {
+			user_.step();
+			if (reached_)
+				reached_->take([&](auto place) { places.insert(place); });
+		}
+		all_.judge(user_.decisions(), places);
+		return steps;
+	}
+
+private:
+	user user_;
+	chance random_;
+	experience &all_;
+	std::optional<coverage> reached_;
+};
+
 class fuzz : public cowsnap_fixture {};
 
 TEST_F(fuzz, finds_no_call_that_does_harm)
 {
 	const max_bytes_parameter most(memory_of_all);
 	world shared(dev);
+	experience all;
 	const deadline end = scaled_deadline(std::chrono::seconds(5));
 	std::vector<std::jthread> running;
 	std::atomic<std::size_t> steps = 0;
@@ -733,10 +777,10 @@ TEST_F(fuzz, finds_no_call_that_does_harm)
 	for (std::size_t i = 0; i < threads; i++)
 		running.emplace_back([&, i] {
 			try {
-				user one(shared, i);
+				player one(shared, i, all);
 
-				for (; !passed(end); steps++)
-					one.step();
+				while (!passed(end))
+					steps += one.play(end);
 			} catch (const std::exception &error) {
 				shared.complain(error.what());
 			}
@@ -744,6 +788,9 @@ TEST_F(fuzz, finds_no_call_that_does_harm)
 	running.clear();
 	shared.check_all();
 	std::printf("# %zu steps\n", steps.load());
+	if (all.places())
+		std::printf("# %zu places of the module reached, %zu tapes kept\n",
+			    all.places(), all.tapes());
 	EXPECT_GT(steps, 0u);
 	for (const std::string &complaint : shared.complaints)
 		ADD_FAILURE() << complaint << "; the seed is " << seed();
