@@ -89,6 +89,10 @@ public:
 		return first + below(last - first + 1);
 	}
 	bool one_in(std::size_t n) { return below(n) == 0; }
+
+private:
+	drawn() = default;
+	friend Source;
 };
 
 class chance : public drawn<chance> {

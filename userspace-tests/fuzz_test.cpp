@@ -459,8 +459,10 @@ private:
 			if (!made->is_whole())
 				complain("a snapshot has what was stored after it");
 		}
-		::mmap(window.data(), window.size(), PROT_NONE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+		judge("mmap of nothing",
+		      ::mmap(window.data(), window.size(), PROT_NONE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+		      {ENOMEM});
 	}
 	/* Of members of one family as often as not. */
 	void restore()
