@@ -4,6 +4,7 @@
  * perf_event_open(2), and the dynamic debug messages.
  */
 #include <array>
+#include <cerrno>
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
@@ -22,6 +23,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include "fault.hpp"
@@ -98,14 +100,29 @@ struct event_line {
 	}
 };
 
-/* A trace buffer of our own, which other users of tracefs do not notice. */
+/*
+ * A trace buffer of our own, which other users of tracefs do not notice. It is
+ * made while names of commands are not recorded, and inherits that: to record
+ * them, the kernel patches its own scheduler whenever an event is enabled, which
+ * an emulated CPU that is in the scheduler then may not survive.
+ */
 class trace {
 public:
 	explicit trace(const tracefs &mount)
 		: path_(mount.path() / "instances" /
 			("cowsnap-" + std::to_string(::getpid())))
 	{
-		check(::mkdir(path_.c_str(), 0700), "mkdir in tracefs");
+		const fs::path option = mount.path() / "options/record-cmd";
+		const std::string before = text_of(option);
+
+		write_to(option, "0");
+
+		const int status = ::mkdir(path_.c_str(), 0700);
+		const int error = errno;
+
+		write_to(option, before);
+		errno = error;
+		check(status, "mkdir in tracefs");
 	}
 	~trace()
 	{
@@ -435,33 +452,49 @@ TEST_F(traces, can_be_filtered)
 		  snapshot.stat().id);
 }
 
-/* Counts an event of this thread, as perf does. */
+/*
+ * Counts an event of this process, as perf does: on each CPU and with a filter,
+ * as for counters that follow a thread the kernel patches its scheduler, too.
+ */
 class perf_counter {
 public:
 	perf_counter(const tracefs &mount, const std::string &name)
 	{
+		const std::string filter =
+			"common_pid == " + std::to_string(::getpid());
 		perf_event_attr attr = {};
 
 		attr.type = PERF_TYPE_TRACEPOINT;
 		attr.size = sizeof(attr);
 		attr.config = std::stoull(text_of(
 			mount.path() / "events/cowsnap" / name / "id"));
-		fd_ = unique_fd(static_cast<int>(
-			check(::syscall(SYS_perf_event_open, &attr, 0, -1, -1,
-					PERF_FLAG_FD_CLOEXEC),
-			      "perf_event_open")));
+		for (int cpu = 0; cpu < ::get_nprocs(); cpu++) {
+			fds_.emplace_back(static_cast<int>(check(
+				::syscall(SYS_perf_event_open, &attr, -1, cpu,
+					  -1, PERF_FLAG_FD_CLOEXEC),
+				"perf_event_open")));
+			check(::ioctl(fds_.back().get(),
+				      PERF_EVENT_IOC_SET_FILTER,
+				      filter.c_str()),
+			      "PERF_EVENT_IOC_SET_FILTER");
+		}
 	}
 
 	std::uint64_t count() const
 	{
-		std::uint64_t value = 0;
+		std::uint64_t sum = 0;
 
-		check(::read(fd_.get(), &value, sizeof(value)), "read");
-		return value;
+		for (const unique_fd &fd : fds_) {
+			std::uint64_t value = 0;
+
+			check(::read(fd.get(), &value, sizeof(value)), "read");
+			sum += value;
+		}
+		return sum;
 	}
 
 private:
-	unique_fd fd_;
+	std::vector<unique_fd> fds_;
 };
 
 TEST_F(traces, are_counted_by_perf)
