@@ -49,7 +49,7 @@ help:
 	@echo 'make fuzz KERNEL=debug  the same on the module led by coverage, too, under the kernel of make check-debug'
 	@echo 'make check-debug       run every test under a kernel that watches itself, which is built first'
 	@echo 'make check-kcsan       run those in which threads meet under a kernel that watches for data races'
-	@echo 'make check-matrix      run those in VMs under each kernel and flavour that the README lists'
+	@echo 'make check-matrix      run those in VMs under each kernel and flavour that the README lists, and a thousand loads'
 	@echo 'make bench             measure it in VMs that count instructions, beside fork(2) and others: build/bench.json'
 	@echo 'make bench QUICK=1     the same at small sizes, in two minutes; LOCAL=1: here, where the module is loaded'
 	@echo 'make bench PROFILE=1   where the instructions of faults and forks go, symbol by symbol'
