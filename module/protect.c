@@ -18,6 +18,23 @@ static u64 protect_at_once(struct cowsnap_region *region)
 	return max(PROTECT_AT_ONCE / cowsnap_granule_pages(region), 1U);
 }
 
+static long folio_has_failed(struct folio *folio)
+{
+	return cowsnap_folio_has_failed(folio);
+}
+
+/* Besides entries, and what the core has of a single page that failed. */
+static long references_to_sound(struct folio *folio)
+{
+	long references = cowsnap_folio_references(folio);
+
+	if (!folio_test_large(folio) && cowsnap_folio_has_failed(folio))
+		return 0;
+	/* As in cowsnap_granule_only_mapped(). */
+	smp_rmb();
+	return references - cowsnap_folio_mapcount(folio);
+}
+
 /**
  * cowsnap_region_pinned() - may a dirty granule be written without a mapping?
  * @region: stopped, and write-protected there
@@ -27,22 +44,22 @@ static u64 protect_at_once(struct cowsnap_region *region)
  * The count is exact: the granule is in one leaf, and no entries are made.
  *
  * Return: true when somebody refers to it; who only reads it, for a moment, counts
- * as one who writes.  False for a page in memory that failed, which the core may refer
- * to: there is nothing in it that could be kept apart, and who touches it next is
- * told.
+ * as one who writes.  False for a single page in memory that failed, which the core
+ * may refer to: there is nothing in it that could be kept apart, and who touches it
+ * next is told.
  */
 bool cowsnap_region_pinned(struct cowsnap_region *region, u64 index,
 			   struct cowsnap_granule *granule)
 {
-	struct page *head = cowsnap_granule_head(granule);
 	bool referenced = !cowsnap_granule_only_mapped(granule, NULL);
 
 	cowsnap_region_assert_stopped(region);
-	if (likely(!PageHWPoison(head)))
+	if (likely(!PageHWPoison(cowsnap_granule_head(granule)) &&
+		   !cowsnap_granule_pieces(granule)))
 		return referenced;
-	cowsnap_region_zap(region, index, 1);
-	return referenced &&
-	       (PageCompound(head) || cowsnap_granule_pieces(granule));
+	if (cowsnap_granule_sum(granule, folio_has_failed))
+		cowsnap_region_zap(region, index, 1);
+	return cowsnap_granule_sum(granule, references_to_sound);
 }
 
 /*

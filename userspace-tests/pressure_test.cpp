@@ -10,10 +10,12 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -27,6 +29,8 @@
 #include "fixture.hpp"
 #include "huge_pages.hpp"
 #include "ktap.hpp"
+#include "memory_group.hpp"
+#include "page_in_a_pipe.hpp"
 #include "process.hpp"
 #include "view.hpp"
 
@@ -552,6 +556,8 @@ TEST_F(broken_memory, is_given_to_nobody_else)
 	const unique_fd flags(::open("/proc/kpageflags", O_RDONLY | O_CLOEXEC));
 	std::uint64_t found = 0;
 
+	if (!kernel_has_huge_pages())
+		GTEST_SKIP() << "this kernel has no large folios";
 	ASSERT_TRUE(flags);
 	for (const bool shared : {false, true}) {
 		const region large =
@@ -579,6 +585,75 @@ TEST_F(broken_memory, is_given_to_nobody_else)
 		EXPECT_EQ(found & failed, failed);
 		EXPECT_NE(found & in_a_folio, 0u);
 	}
+}
+
+/* In a region of one granule, which no large folio can be had for. */
+class broken_granule_in_pieces : public broken_memory {
+protected:
+	static constexpr unsigned int shift = 21;
+	static constexpr std::size_t granule = 1 << shift;
+
+	void SetUp() override
+	{
+		make_scarce(scarce, 16 * granule + (4 << 20));
+		if (IsSkipped())
+			return;
+		number_pages(large, granule / page_size, 1);
+		before_it = large.snapshot();
+		number_pages(large, granule / page_size, 51);
+		large_map = large.map();
+		(void)large_map.load(broken);
+		if (advise_error(large_map.page(broken), MADV_HWPOISON) == EINVAL)
+			GTEST_SKIP() << "this kernel does not handle memory errors";
+	}
+	void TearDown() override
+	{
+		large_map.reset();
+		large.close();
+		before_it.close();
+		broken_memory::TearDown();
+	}
+
+	std::optional<scarce_memory> scarce;
+	region large = dev.create(granule, 0, {}, shift);
+	region before_it;
+	mapping large_map;
+};
+
+/* The core refers to a single page that failed for good, and that is no pin. */
+TEST_F(broken_granule_in_pieces, is_not_taken_for_pinned)
+{
+	const region child = large.fork();
+	const mapping child_map = child.map();
+
+	for (const mapping *touched : {&std::as_const(large_map), &child_map}) {
+		EXPECT_EQ(signal_of_load(touched->page(broken).data()), SIGBUS);
+		for (unsigned int page = 0; page < touched->pages(); page++) {
+			if (page == broken)
+				continue;
+			ASSERT_EQ(signal_of_load(touched->page(page).data()), 0);
+			EXPECT_TRUE(is_all(touched->page(page),
+					   (page + 51) & 0xff));
+		}
+		EXPECT_EQ(signal_of_store(touched->page(0).data()), SIGBUS);
+	}
+	EXPECT_EQ(child.restore(before_it), granule);
+	EXPECT_EQ(misnumbered_page(child, child_map.pages(), 1), -1);
+}
+
+TEST_F(broken_granule_in_pieces, does_not_hide_a_pin)
+{
+	{
+		const page_in_a_pipe pin(large_map.page(broken + 1));
+
+		try {
+			(void)large.fork();
+			ADD_FAILURE() << "FORK takes a pin for none";
+		} catch (const std::system_error &error) {
+			EXPECT_EQ(error.code().value(), EHWPOISON);
+		}
+	}
+	(void)large.fork();
 }
 
 /* Of /proc/meminfo, in bytes. */
