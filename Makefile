@@ -34,6 +34,19 @@ demo:
 bench:
 	@$(vm)/bench
 
+PREFIX ?= /usr/local
+installed := $(DESTDIR)$(PREFIX)
+fill_in := sed -e 's|@prefix@|$(PREFIX)|' -e "s|@version@|$$(sed -n 's/^PACKAGE_VERSION="\(.*\)"$$/\1/p' dkms.conf)|"
+
+install-headers:
+	install -d "$(installed)/include/cowsnap" "$(installed)/include/linux" "$(installed)/share/pkgconfig" \
+		"$(installed)/share/cmake/cowsnap"
+	install -m 0644 include/cowsnap/*.hpp "$(installed)/include/cowsnap"
+	install -m 0644 uapi/linux/cowsnap.h "$(installed)/include/linux"
+	$(fill_in) packaging/cowsnap.pc.in > "$(installed)/share/pkgconfig/cowsnap.pc"
+	install -m 0644 packaging/cowsnap-config.cmake "$(installed)/share/cmake/cowsnap"
+	$(fill_in) packaging/cowsnap-config-version.cmake.in > "$(installed)/share/cmake/cowsnap/cowsnap-config-version.cmake"
+
 clean:
 	rm -rf build
 
@@ -54,6 +67,7 @@ help:
 	@echo 'make bench QUICK=1     the same at small sizes, in two minutes; LOCAL=1: here, where the module is loaded'
 	@echo 'make bench PROFILE=1   where the instructions of faults and forks go, symbol by symbol'
 	@echo 'make bench README=1    and put the figures into README.md and doc/'
+	@echo 'make install-headers   put the C++ library and the header of the interface under PREFIX, /usr/local, below DESTDIR'
 	@echo 'make clean             remove build/'
 
-.PHONY: module check lint fuzz check-debug check-kcsan check-matrix demo bench clean help
+.PHONY: module check lint fuzz check-debug check-kcsan check-matrix demo bench install-headers clean help
