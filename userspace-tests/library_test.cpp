@@ -195,22 +195,23 @@ TEST_F(library, device_tells_what_the_module_is)
 
 TEST_F(library, device_creates_what_the_options_say)
 {
+	const std::size_t granule = 4 * page_size;
 	const create_options options = {.length = 3 * page_size + 1,
-					.limit = 5 * 4 * page_size,
-					.granule = 4 * page_size,
+					.limit = 5 * granule,
+					.granule = granule,
 					.name = std::string_view("hours and more", 5)};
 	region made = both([&](auto &...error) { return lib.create(options, error...); });
 	const cowsnap_stat stat = made.stat();
 
 	EXPECT_EQ(made.length(), options.length);
-	EXPECT_EQ(std::uint64_t(1) << stat.granule_shift, options.granule);
+	EXPECT_EQ(std::uint64_t(1) << stat.granule_shift, granule);
 	EXPECT_EQ(stat.parent_id, 0u);
 	EXPECT_EQ(std::filesystem::read_symlink("/proc/self/fd/" +
 						std::to_string(made.fd())),
 		  "/cowsnap:hours (deleted)");
-	made.truncate(6 * options.granule);
+	made.truncate(6 * granule);
 
-	const auto too_much = cowsnap_test::bytes_of(6 * options.granule, 1);
+	const auto too_much = cowsnap_test::bytes_of(6 * granule, 1);
 	std::error_code error;
 
 	EXPECT_EQ(made.write(0, too_much, error), options.limit);
