@@ -52,7 +52,7 @@ public:
 
 	/*
 	 * What it is, holds and cost; cowsnap(4) has each figure. Takes time in proportion
-	 * to what no other member holds.
+	 * to what no other member holds, and longer where signals come faster than that.
 	 */
 	cowsnap_stat stat(std::error_code &error) const noexcept
 	{
@@ -241,6 +241,7 @@ public:
 	/*
 	 * Takes over a descriptor that came from elsewhere, say by a unix(7) socket. It
 	 * stays the caller's when it is not a region's: ENOTTY, or is a snapshot's: EPERM.
+	 * It is asked by stat(), which may take as long.
 	 */
 	[[nodiscard]] static region adopt(descriptor &&fd, std::error_code &error) noexcept
 	{
