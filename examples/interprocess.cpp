@@ -78,12 +78,12 @@ try {
 	expect(sum_of(raised) == 1001 && other.check_sanity(), "the fork was changed");
 	expect(sum_of(*then) == 500 && sum_of(now) == 250, "the others were not");
 	std::cout << "now " << sum_of(now) << ", then " << sum_of(*then) << ", raised "
-		  << sum_of(raised) << std::endl;
+		  << sum_of(raised) << '\n';
 
 	/* What was tried out is taken over. */
 	region.restore(trial);
 	expect(sum_of(now) == 1001, "the region has what the fork had");
 } catch (const std::exception &error) {
-	std::cerr << error.what() << std::endl;
+	std::cerr << error.what() << '\n';
 	return EXIT_FAILURE;
 }

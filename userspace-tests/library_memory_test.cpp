@@ -44,7 +44,7 @@ protected:
 	cowsnap::region live = lib.create({.length = length});
 	cowsnap::mapping map = live.map();
 	cowsnap::segment heap = cowsnap::create_segment(map);
-	cowsnap::memory_resource resource{heap};
+	cowsnap::segment_resource resource{heap};
 
 	void TearDown() override
 	{
@@ -154,11 +154,11 @@ TEST_F(segments, what_cannot_be_allocated_is_refused)
 
 TEST_F(segments, resources_are_equal_when_their_memory_is)
 {
-	const cowsnap::memory_resource same(heap);
+	const cowsnap::segment_resource same(heap);
 	cowsnap::region other = lib.create({.length = length});
 	const cowsnap::mapping of_other = other.map();
 	cowsnap::segment others = cowsnap::create_segment(of_other);
-	const cowsnap::memory_resource different(others);
+	const cowsnap::segment_resource different(others);
 
 	EXPECT_TRUE(resource == same);
 	EXPECT_FALSE(resource == different);

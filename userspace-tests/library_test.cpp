@@ -94,7 +94,7 @@ TEST_F(library, descriptor_is_closed_once_by_its_last_owner)
 	ASSERT_TRUE(owner);
 	EXPECT_EQ(owner.get(), fd);
 
-	descriptor next(std::move(owner));
+	descriptor next(given(owner));
 
 	EXPECT_FALSE(owner);
 	EXPECT_LT(owner.get(), 0);
@@ -102,14 +102,14 @@ TEST_F(library, descriptor_is_closed_once_by_its_last_owner)
 
 	descriptor &same = next;
 
-	next = std::move(same);
+	next = given(same);
 	EXPECT_EQ(next.get(), fd);
 	EXPECT_TRUE(is_open(fd));
 
 	descriptor last = another(0);
 	const int replaced = last.get();
 
-	last = std::move(next);
+	last = given(next);
 	EXPECT_FALSE(is_open(replaced));
 	EXPECT_EQ(last.get(), fd);
 	EXPECT_TRUE(is_open(fd));
@@ -140,7 +140,7 @@ TEST_F(library, device_takes_over_a_descriptor_of_its_own_only)
 {
 	descriptor own = another(lib.fd());
 	const int fd = own.get();
-	device adopted = device::adopt(std::move(own));
+	device adopted = device::adopt(given(own));
 
 	EXPECT_FALSE(own);
 	EXPECT_EQ(adopted.fd(), fd);
@@ -152,7 +152,7 @@ TEST_F(library, device_takes_over_a_descriptor_of_its_own_only)
 	descriptor other = made.release();
 
 	expect_error(ENOTTY, "adopt", [&](auto &...error) {
-		(void)device::adopt(std::move(other), error...);
+		(void)device::adopt(given(other), error...);
 	});
 	EXPECT_TRUE(other);
 }
@@ -160,16 +160,16 @@ TEST_F(library, device_takes_over_a_descriptor_of_its_own_only)
 TEST_F(library, device_moves_and_closes)
 {
 	const int fd = lib.fd();
-	device other(std::move(lib));
+	device other(given(lib));
 
 	EXPECT_FALSE(lib);
 	EXPECT_EQ(other.fd(), fd);
 
 	device &same = other;
 
-	other = std::move(same);
+	other = given(same);
 	EXPECT_EQ(other.fd(), fd);
-	lib = std::move(other);
+	lib = given(other);
 	EXPECT_EQ(lib.fd(), fd);
 	lib.close();
 	EXPECT_FALSE(lib);
@@ -360,25 +360,25 @@ TEST_F(library, members_move_and_close)
 {
 	region subject = numbered_pages(1);
 	const int fd = subject.fd();
-	region other(std::move(subject));
+	region other(given(subject));
 
 	EXPECT_FALSE(subject);
 	EXPECT_EQ(other.fd(), fd);
 
 	region &same = other;
 
-	other = std::move(same);
+	other = given(same);
 	EXPECT_EQ(other.fd(), fd);
 	subject = other.fork();
 
 	const int replaced = subject.fd();
 
-	subject = std::move(other);
+	subject = given(other);
 	EXPECT_FALSE(is_open(replaced));
 	EXPECT_EQ(subject.fd(), fd);
 
 	snapshot taken = subject.take_snapshot();
-	snapshot moved = std::move(taken);
+	snapshot moved = given(taken);
 
 	EXPECT_FALSE(taken);
 	EXPECT_TRUE(moved);
@@ -400,19 +400,19 @@ TEST_F(library, members_are_adopted_for_what_they_are)
 	EXPECT_FALSE(made);
 	EXPECT_FALSE(taken);
 	expect_error(EPERM, "adopt", [&](auto &...error) {
-		EXPECT_FALSE(region::adopt(std::move(of_snapshot), error...));
+		EXPECT_FALSE(region::adopt(given(of_snapshot), error...));
 	});
 	expect_error(EINVAL, "adopt", [&](auto &...error) {
-		EXPECT_FALSE(snapshot::adopt(std::move(of_region), error...));
+		EXPECT_FALSE(snapshot::adopt(given(of_region), error...));
 	});
 	expect_error(ENOTTY, "adopt", [&](auto &...error) {
-		EXPECT_FALSE(region::adopt(std::move(of_device), error...));
+		EXPECT_FALSE(region::adopt(given(of_device), error...));
 	});
 	expect_error(ENOTTY, "adopt", [&](auto &...error) {
-		EXPECT_FALSE(snapshot::adopt(std::move(of_device), error...));
+		EXPECT_FALSE(snapshot::adopt(given(of_device), error...));
 	});
 	expect_error(EBADF, "adopt", [&](auto &...error) {
-		EXPECT_FALSE(region::adopt(std::move(none), error...));
+		EXPECT_FALSE(region::adopt(given(none), error...));
 	});
 	EXPECT_TRUE(of_region);
 	EXPECT_TRUE(of_snapshot);
@@ -420,10 +420,10 @@ TEST_F(library, members_are_adopted_for_what_they_are)
 
 	std::error_code error;
 
-	made = region::adopt(std::move(of_region), error);
+	made = region::adopt(given(of_region), error);
 	EXPECT_FALSE(error);
 	EXPECT_FALSE(of_region);
-	taken = snapshot::adopt(std::move(of_snapshot));
+	taken = snapshot::adopt(given(of_snapshot));
 	EXPECT_FALSE(of_snapshot);
 	made.write(0, page_of(8));
 	EXPECT_EQ(first_byte(taken), std::byte(1));

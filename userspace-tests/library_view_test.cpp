@@ -139,7 +139,7 @@ TEST_F(library, mapping_moves_and_unmaps)
 	region subject = numbered_pages(1);
 	cowsnap::mapping map = subject.map();
 	const std::byte *const address = map.data();
-	cowsnap::mapping other(std::move(map));
+	cowsnap::mapping other(given(map));
 
 	EXPECT_FALSE(map);
 	EXPECT_EQ(map.data(), nullptr);
@@ -147,14 +147,14 @@ TEST_F(library, mapping_moves_and_unmaps)
 
 	cowsnap::mapping &same = other;
 
-	other = std::move(same);
+	other = given(same);
 	EXPECT_EQ(other.data(), address);
 	EXPECT_TRUE(is_mapped(address));
 	map = subject.map();
 
 	const std::byte *const replaced = map.data();
 
-	map = std::move(other);
+	map = given(other);
 	EXPECT_FALSE(is_mapped(replaced));
 	EXPECT_TRUE(is_mapped(address));
 	map = {};
@@ -395,8 +395,8 @@ TEST_F(library, fork_many_takes_any_range_of_members)
 
 	std::vector<region> owned;
 
-	owned.push_back(std::move(first));
-	owned.push_back(std::move(second));
+	owned.push_back(given(first));
+	owned.push_back(given(second));
 	EXPECT_EQ(lib.fork_many(owned).size(), 2u);
 	EXPECT_EQ(lib.fork_many(std::views::reverse(owned))[0].length(), 2 * page_size);
 }
@@ -465,8 +465,8 @@ TEST_F(library, fork_many_leaves_nothing_behind_when_memory_is_short)
 			done = true;
 		} catch (const std::bad_alloc &) {
 			allocations_left = -1;
-			EXPECT_EQ(open_descriptors(), open);
-			EXPECT_TRUE(cowsnap_test::eventually(
+			ASSERT_EQ(open_descriptors(), open);
+			ASSERT_TRUE(cowsnap_test::eventually(
 				[&] { return lib.query().regions == regions; }));
 		}
 	}

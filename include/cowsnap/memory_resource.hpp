@@ -25,15 +25,15 @@ namespace cowsnap {
  *   this object, alive and at its address: the process that made it, with another
  *   member of the family mapped there, or a child by fork(2) can.
  */
-class memory_resource final : public std::pmr::memory_resource {
+class segment_resource final : public std::pmr::memory_resource {
 public:
 	/* The bytes of @in have to stay mapped, @in itself need not be kept. */
-	explicit memory_resource(segment &in) noexcept : manager_(in.get_segment_manager())
+	explicit segment_resource(segment &in) noexcept : manager_(in.get_segment_manager())
 	{
 	}
 	/* Containers know its address. */
-	memory_resource(const memory_resource &) = delete;
-	memory_resource &operator=(const memory_resource &) = delete;
+	segment_resource(const segment_resource &) = delete;
+	segment_resource &operator=(const segment_resource &) = delete;
 
 private:
 	void *do_allocate(std::size_t size, std::size_t alignment) override
@@ -57,7 +57,7 @@ private:
 
 	bool do_is_equal(const std::pmr::memory_resource &other) const noexcept override
 	{
-		const auto *const same = dynamic_cast<const memory_resource *>(&other);
+		const auto *const same = dynamic_cast<const segment_resource *>(&other);
 
 		return same && same->manager_ == manager_;
 	}
