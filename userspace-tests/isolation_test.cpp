@@ -4,7 +4,10 @@
  * FORK, by whatever path and from whatever state of the page tables, is seen on
  * the side that wrote it, everywhere and at once, and nowhere else.
  */
+#include <cerrno>
 #include <cstdint>
+#include <cstring>
+#include <span>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -472,6 +475,34 @@ TEST_F(isolation, of_pages_mapped_twice)
 	EXPECT_TRUE(shows(first, parent));
 	EXPECT_TRUE(shows(second, parent));
 	EXPECT_TRUE(shows(reading, parent));
+}
+
+/* Root may map it; to a fork it is an address as any other. */
+TEST_F(isolation, of_a_page_mapped_at_address_0)
+{
+	const region parent = dev.create_pages(2);
+	/* The page is, what is stored to need not be; and the compiler is not to know. */
+	const volatile std::uintptr_t address = sizeof(std::uint64_t);
+	void *const page = ::mmap(nullptr, page_size, PROT_READ | PROT_WRITE,
+				  MAP_SHARED | MAP_FIXED, parent.fd(), 0);
+
+	ASSERT_NE(page, MAP_FAILED) << std::strerror(errno);
+
+	auto *const word = reinterpret_cast<std::uint64_t *>(address);
+	std::uint64_t then = 0, now = 0;
+
+	/* By one run of two pages of which one is mapped. */
+	parent.fill_page(1, 1);
+	__atomic_store_n(word, 1, __ATOMIC_RELEASE);
+
+	const region snapshot = parent.snapshot();
+
+	__atomic_store_n(word, 2, __ATOMIC_RELEASE);
+	snapshot.read(sizeof(*word), std::as_writable_bytes(std::span(&then, 1)));
+	parent.read(sizeof(*word), std::as_writable_bytes(std::span(&now, 1)));
+	check(::munmap(page, page_size), "munmap");
+	EXPECT_EQ(then, 1u);
+	EXPECT_EQ(now, 2u);
 }
 
 /* What was written is mapped writable when it is read, what is around it is not. */
