@@ -551,6 +551,8 @@ private:
 	{
 		mark("run " + name);
 		results_.write("# Subtest: " + name + "\n");
+		// If it takes the kernel down, what came before is told.
+		tcdrain(results_.get());
 		const auto start = clock_type::now();
 		const auto taint_before = taint();
 		program_run run(name, console_, signals_);
