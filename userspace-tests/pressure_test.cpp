@@ -22,6 +22,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <linux/mempolicy.h>
 
@@ -595,6 +596,10 @@ protected:
 
 	void SetUp() override
 	{
+		/* Before it finds that it cannot, as for MADV_PAGEOUT in granule_test. */
+		if (::access("/proc/lockdep", F_OK) == 0)
+			GTEST_SKIP() << "lockdep objects to how the kernel splits "
+					"what a cgroup is charged for";
 		make_scarce(scarce, 16 * granule + (4 << 20));
 		if (IsSkipped())
 			return;
