@@ -105,3 +105,10 @@ for_machine() {
 cross_prefix() {
 	[ "$1" = amd64 ] || printf 'aarch64-linux-gnu-\n'
 }
+
+# program_of_page PAGE: the program in a manual page, as it would be copied from it: what stands between the marks, without
+# the escapes.
+program_of_page() {
+	sed -n -e '/^\.\\" SRC BEGIN/,/^\.\\" SRC END/{/^\.\(EX\|EE\|\\"\)/d' -e 's/\\-/-/g' -e 's/\\(ti/~/g' -e 's/\\\[ti\]/~/g' \
+		-e "s/\\\\\[aq\]/'/g" -e 's/\\\[dq\]/"/g' -e 's/\\e/\\/g' -e 'p}' "$1"
+}
