@@ -864,11 +864,7 @@ TEST_P(granule_mappings, move)
 /* What the kernel would split a large folio for, or write out. */
 TEST_P(granule_mappings, are_not_harmed_by_advice)
 {
-	/*
-	 * Before it finds that it cannot split ours, Linux 6.12 looks at the cgroup of
-	 * any large folio, for which those charged as kernel memory want RCU's lock.
-	 */
-	if (GetParam().in_pieces && ::access("/proc/lockdep", F_OK) == 0)
+	if (GetParam().in_pieces && lockdep_objects_to_splits())
 		GTEST_SKIP() << "lockdep objects to how the kernel splits what a "
 				"cgroup is charged for";
 

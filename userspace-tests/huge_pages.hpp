@@ -23,4 +23,13 @@ inline std::uint64_t huge_page_size()
 	return size;
 }
 
+/*
+ * Before it finds that it cannot split ours, Linux 6.12 looks at the cgroup of any
+ * large folio, for which those charged as kernel memory want RCU's lock.
+ */
+inline bool lockdep_objects_to_splits()
+{
+	return ::access("/proc/lockdep", F_OK) == 0;
+}
+
 } // namespace cowsnap_test

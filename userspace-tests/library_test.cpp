@@ -86,6 +86,7 @@ static_assert(moves_only<descriptor> && moves_only<device> && moves_only<region>
 
 static_assert(noexcept(std::declval<region &>().fork(std::declval<std::error_code &>())));
 static_assert(noexcept(std::declval<device &>().create({}, std::declval<std::error_code &>())));
+
 TEST_F(library, descriptor_is_closed_once_by_its_last_owner)
 {
 	const int fd = another(0).release();
@@ -518,6 +519,7 @@ TEST_F(library, region_is_prepared_as_far_as_the_budget_goes)
 	EXPECT_FALSE(error);
 	EXPECT_EQ(subject.prepare(), 0u);
 }
+
 TEST_F(library, calls_are_made_again_after_a_signal)
 {
 	region subject = lib.create({.length = 16 << 20});

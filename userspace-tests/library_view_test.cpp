@@ -61,6 +61,15 @@ using cowsnap_test::descriptor_limit;
 using cowsnap_test::page_size;
 using namespace cowsnap_test::of_library;
 
+/* More differences than one call of DIFF has room for. */
+constexpr std::size_t many_pages = 402;
+
+void write_every_other_page(region &subject)
+{
+	for (std::size_t page = 0; page < many_pages; page += 2)
+		subject.write(page * page_size, page_of(1));
+}
+
 TEST_F(library, mapping_shows_all_or_a_part)
 {
 	region subject = numbered_pages(3);
@@ -279,29 +288,25 @@ TEST_F(library, diff_is_a_range_of_what_differs)
 
 TEST_F(library, diff_goes_on_where_one_call_s_room_ends)
 {
-	constexpr std::size_t pages = 402;
-	region subject = lib.create({.length = pages * page_size});
+	region subject = lib.create({.length = many_pages * page_size});
 	const snapshot taken = subject.take_snapshot();
 
-	for (std::size_t page = 0; page < pages; page += 2)
-		subject.write(page * page_size, page_of(1));
+	write_every_other_page(subject);
 
 	std::vector<cowsnap::range> found;
 
 	std::ranges::copy(subject.diff(taken), std::back_inserter(found));
-	ASSERT_EQ(found.size(), pages / 2);
+	ASSERT_EQ(found.size(), many_pages / 2);
 	for (std::size_t i = 0; i < found.size(); i++)
 		ASSERT_EQ(found[i], (cowsnap::range{2 * i * page_size, page_size, false}));
 }
 
 TEST_F(library, diff_is_lazy_and_goes_with_adaptors)
 {
-	constexpr std::size_t pages = 402;
-	region subject = lib.create({.length = pages * page_size});
+	region subject = lib.create({.length = many_pages * page_size});
 	const snapshot taken = subject.take_snapshot();
 
-	for (std::size_t page = 0; page < pages; page += 2)
-		subject.write(page * page_size, page_of(1));
+	write_every_other_page(subject);
 
 	auto late = subject.diff(taken) |
 		    std::views::filter([](const cowsnap::range &part) {
@@ -341,14 +346,11 @@ TEST_F(library, diff_tells_what_is_wrong_when_it_is_gone_through)
 					error...));
 	});
 	/* And in the midst of it. */
-	constexpr std::size_t pages = 402;
-
-	subject.truncate(pages * page_size);
+	subject.truncate(many_pages * page_size);
 
 	region other = subject.fork();
 
-	for (std::size_t page = 0; page < pages; page += 2)
-		subject.write(page * page_size, page_of(1));
+	write_every_other_page(subject);
 
 	std::error_code error;
 	std::size_t found = 0;
@@ -360,7 +362,7 @@ TEST_F(library, diff_tells_what_is_wrong_when_it_is_gone_through)
 		found++;
 	EXPECT_EQ(error, std::errc::cross_device_link);
 	EXPECT_GT(found, 0u);
-	EXPECT_LT(found, pages / 2);
+	EXPECT_LT(found, many_pages / 2);
 }
 
 TEST_F(library, fork_many_takes_any_range_of_members)
@@ -473,6 +475,7 @@ TEST_F(library, fork_many_leaves_nothing_behind_when_memory_is_short)
 	/* The entries, and the forks. */
 	EXPECT_GT(failed, 2);
 }
+
 } // namespace
 
 int main(int argc, char **argv)

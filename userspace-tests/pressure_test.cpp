@@ -22,7 +22,6 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 
 #include <linux/mempolicy.h>
 
@@ -596,8 +595,7 @@ protected:
 
 	void SetUp() override
 	{
-		/* Before it finds that it cannot, as for MADV_PAGEOUT in granule_test. */
-		if (::access("/proc/lockdep", F_OK) == 0)
+		if (lockdep_objects_to_splits())
 			GTEST_SKIP() << "lockdep objects to how the kernel splits "
 					"what a cgroup is charged for";
 		make_scarce(scarce, 16 * granule + (4 << 20));
