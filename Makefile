@@ -7,6 +7,9 @@ KDIR ?= /lib/modules/$(shell uname -r)/build
 module:
 	@$(vm)/build-module "$(KDIR)" $(if $(COWSNAP_DEBUG),build/module/debug COWSNAP_DEBUG=$(COWSNAP_DEBUG))
 
+tools:
+	@$(MAKE) --no-print-directory -C tools OUTPUT="$(CURDIR)/build/tools"
+
 check:
 	@$(vm)/check $(LANES)
 
@@ -54,6 +57,7 @@ help:
 	@echo 'make                   build cowsnap.ko for the running kernel'
 	@echo 'make KDIR=DIR          build it for the kernel whose build tree is DIR'
 	@echo 'make COWSNAP_DEBUG=1   build one for tests, which can be told to wait in places, into build/module/debug'
+	@echo 'make tools             build the command cowsnap, build/tools/cowsnap'
 	@echo 'make demo [FILE=F]     see forks of memory at work in a VM, on the data in F or on a Debian package index'
 	@echo 'make check             run every test: in VMs, under stock kernels; installs the packages that this needs'
 	@echo 'make check LANES="L"   run only some lanes; an unknown name lists them'
@@ -70,4 +74,4 @@ help:
 	@echo 'make install-headers   put the C++ library and the header of the interface under PREFIX, /usr/local, below DESTDIR'
 	@echo 'make clean             remove build/'
 
-.PHONY: module check lint fuzz check-debug check-kcsan check-matrix demo bench install-headers clean help
+.PHONY: module tools check lint fuzz check-debug check-kcsan check-matrix demo bench install-headers clean help

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The command line of cowsnap(1). */
+#include <csignal>
+#include <cstdlib>
+#include <exception>
+#include <functional>
+#include <iostream>
+#include <string>
+#include <system_error>
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+
+#include "commands.hpp"
+
+namespace {
+
+using namespace cowsnap_command;
+
+/* Bytes, with K, M, G or T for powers of 1024. */
+CLI::AsSizeValue size_suffixes()
+{
+	return CLI::AsSizeValue(false);
+}
+
+/* A command that is called with what was parsed for it. */
+template <typename Options>
+CLI::App *add(CLI::App &app, std::function<outcome()> &chosen, const std::string &name,
+	      const std::string &what, Options &options, outcome (*call)(const Options &))
+{
+	CLI::App *const command = app.add_subcommand(name, what);
+
+	command->callback([&chosen, &options, call] {
+		chosen = [&options, call] { return call(options); };
+	});
+	return command;
+}
+
+void add_json(CLI::App *command, bool &json)
+{
+	command->add_flag("--json", json, "print JSON, for scripts");
+}
+
+void add_region(CLI::App *command, std::string &region)
+{
+	command->add_option("REGION", region,
+			    "a descriptor that was inherited, or PID:FD of a process")
+		->required();
+}
+
+CLI::Option *add_program(CLI::App *command, std::vector<std::string> &program)
+{
+	return command->add_option("PROGRAM", program, "what to execute, after --");
+}
+
+void add_new_region(CLI::App *command, new_region &made)
+{
+	command->add_option("--name", made.name, "its name, of at most 31 bytes");
+	command->add_option("--granule", made.granule,
+			    "what is shared and copied as a whole, from 4K to 2M")
+		->transform(size_suffixes());
+	command->add_option("--limit", made.limit,
+			    "the most that its family may hold together")
+		->transform(size_suffixes());
+}
+
+/* What is left of the options when the command line was taken apart. */
+struct all_options {
+	list_options ls;
+	stat_options stat;
+	top_options top;
+	run_options run;
+	new_region created;
+	fork_options fork;
+	diff_command_options diff;
+	save_options save;
+	load_options load;
+	send_options send;
+	receive_options recv;
+	doctor_options doctor;
+	bench_options bench;
+};
+
+void add_lists(CLI::App &app, std::function<outcome()> &chosen, all_options &all)
+{
+	CLI::App *command = add(app, chosen, "ls", "list the regions of this machine", all.ls,
+				cowsnap_command::list);
+
+	add_json(command, all.ls.json);
+	command = add(app, chosen, "stat", "say what a region is, holds and cost", all.stat,
+		      cowsnap_command::stat);
+	add_region(command, all.stat.region);
+	add_json(command, all.stat.json);
+	command = add(app, chosen, "top", "watch the regions of this machine", all.top,
+		      cowsnap_command::top);
+	command->add_option("--interval", all.top.interval, "seconds between two looks")
+		->check(CLI::Range(0.01, 86400.0));
+	command->add_option("--count", all.top.count, "how often to look; 0 for ever");
+}
+
+void add_starters(CLI::App &app, std::function<outcome()> &chosen, all_options &all)
+{
+	CLI::App *command = add(app, chosen, "run", "execute a program that has regions",
+				all.run, cowsnap_command::run);
+	CLI::Option *const create =
+		command->add_option("--create", all.created.length,
+				    "make a region of that length, as 1G")
+			->transform(size_suffixes());
+
+	add_new_region(command, all.created);
+	for (const char *name : {"--name", "--granule", "--limit"})
+		command->get_option(name)->needs(create);
+	command->add_option("--region", all.run.regions,
+			    "pass on this one; may be repeated")
+		->allow_extra_args(false);
+	add_program(command, all.run.program);
+
+	command = add(app, chosen, "fork", "execute a program that has a fork of a region",
+		      all.fork, cowsnap_command::fork);
+	add_region(command, all.fork.region);
+	command->add_flag("--snapshot", all.fork.snapshot,
+			  "a snapshot, which nobody can change");
+	add_program(command, all.fork.program);
+}
+
+outcome parse_and_call(int argc, char **argv)
+{
+	CLI::App app("Memory regions that can be forked: see cowsnap(1).", "cowsnap");
+	std::function<outcome()> chosen;
+	all_options all;
+
+	app.set_version_flag("--version", "cowsnap " COWSNAP_VERSION);
+	app.require_subcommand(1);
+	add_lists(app, chosen, all);
+	add_starters(app, chosen, all);
+	try {
+		app.parse(argc, argv);
+	} catch (const CLI::ParseError &error) {
+		return app.exit(error) == 0 ? outcome::done : outcome::misused;
+	}
+	if (app.get_subcommand("run")->count("--create"))
+		all.run.create = all.created;
+	return chosen();
+}
+
+} // namespace
+
+int main(int argc, char **argv)
+{
+	using cowsnap_command::outcome;
+
+	/* A reader that went away is an error as any other. */
+	std::signal(SIGPIPE, SIG_IGN);
+	try {
+		const outcome how = parse_and_call(argc, argv);
+
+		std::cout.flush();
+		if (!std::cout) {
+			std::cerr << "cowsnap: the output cannot be written; look whether its "
+				     "disk is full or its reader went away\n";
+			return static_cast<int>(outcome::failed);
+		}
+		return static_cast<int>(how);
+	} catch (const cowsnap_command::failure &error) {
+		std::cerr << "cowsnap: " << error.what() << '\n';
+		return static_cast<int>(error.how());
+	} catch (const std::exception &error) {
+		std::cerr << "cowsnap: " << error.what() << '\n';
+		return static_cast<int>(outcome::failed);
+	}
+}
