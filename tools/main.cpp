@@ -124,6 +124,36 @@ void add_starters(CLI::App &app, std::function<outcome()> &chosen, all_options &
 	add_program(command, all.fork.program);
 }
 
+void add_images(CLI::App &app, std::function<outcome()> &chosen, all_options &all)
+{
+	CLI::App *command = add(app, chosen, "diff", "list where two regions differ", all.diff,
+				cowsnap_command::diff);
+
+	command->add_option("A", all.diff.region, "a region")->required();
+	command->add_option("B", all.diff.other, "another one of its family")->required();
+	command->add_flag("--exact", all.diff.exact,
+			  "compare the bytes, and leave out what is equal");
+	add_json(command, all.diff.json);
+
+	command = add(app, chosen, "save", "write a region to a sparse file", all.save,
+		      cowsnap_command::save);
+	add_region(command, all.save.region);
+	command->add_option("FILE", all.save.file, "where to; - for standard output")
+		->required();
+
+	command = add(app, chosen, "load", "read a region from a file", all.load,
+		      cowsnap_command::load);
+	command->add_option("FILE", all.load.file, "where from; - for standard input")
+		->required();
+	CLI::Option *const into =
+		command->add_option("--into", all.load.into,
+				    "have this region hold it, instead of a new one");
+	add_new_region(command, all.load.create);
+	for (const char *name : {"--name", "--granule", "--limit"})
+		into->excludes(command->get_option(name));
+	into->excludes(add_program(command, all.load.program));
+}
+
 outcome parse_and_call(int argc, char **argv)
 {
 	CLI::App app("Memory regions that can be forked: see cowsnap(1).", "cowsnap");
@@ -134,6 +164,7 @@ outcome parse_and_call(int argc, char **argv)
 	app.require_subcommand(1);
 	add_lists(app, chosen, all);
 	add_starters(app, chosen, all);
+	add_images(app, chosen, all);
 	try {
 		app.parse(argc, argv);
 	} catch (const CLI::ParseError &error) {
