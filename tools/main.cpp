@@ -154,6 +154,27 @@ void add_images(CLI::App &app, std::function<outcome()> &chosen, all_options &al
 	into->excludes(add_program(command, all.load.program));
 }
 
+void add_streams(CLI::App &app, std::function<outcome()> &chosen, all_options &all)
+{
+	CLI::App *command = add(app, chosen, "send", "write a region to a stream", all.send,
+				cowsnap_command::send);
+
+	add_region(command, all.send.region);
+	command->add_option("-i,--incremental", all.send.base,
+			    "only what is not as in this one, which the receiver has");
+	command->add_option("--from", all.send.from, "go on from this offset");
+
+	command = add(app, chosen, "recv", "have a region hold what a stream has", all.recv,
+		      cowsnap_command::receive);
+	command->add_option("REGION", all.recv.region,
+			    "a descriptor that was inherited, or PID:FD of a process");
+	command->add_option("--partial", all.recv.partial,
+			    "keep in this file what arrives, until all of it did");
+	command->add_flag("--tell", all.recv.tell,
+			  "only print the offset to go on from with send --from")
+		->needs(command->get_option("--partial"));
+}
+
 outcome parse_and_call(int argc, char **argv)
 {
 	CLI::App app("Memory regions that can be forked: see cowsnap(1).", "cowsnap");
@@ -165,6 +186,7 @@ outcome parse_and_call(int argc, char **argv)
 	add_lists(app, chosen, all);
 	add_starters(app, chosen, all);
 	add_images(app, chosen, all);
+	add_streams(app, chosen, all);
 	try {
 		app.parse(argc, argv);
 	} catch (const CLI::ParseError &error) {
