@@ -175,6 +175,22 @@ void add_streams(CLI::App &app, std::function<outcome()> &chosen, all_options &a
 		->needs(command->get_option("--partial"));
 }
 
+void add_helpers(CLI::App &app, std::function<outcome()> &chosen, all_options &all)
+{
+	CLI::App *command = add(app, chosen, "doctor",
+				"say what keeps cowsnap from working, and what mends it",
+				all.doctor, cowsnap_command::doctor);
+
+	add_json(command, all.doctor.json);
+	command->add_option("--root", all.doctor.root)->group("");
+
+	command = add(app, chosen, "bench", "measure forks on this machine", all.bench,
+		      cowsnap_command::bench);
+	command->add_option("--size", all.bench.size, "how large a region to fork")
+		->transform(size_suffixes());
+	add_json(command, all.bench.json);
+}
+
 outcome parse_and_call(int argc, char **argv)
 {
 	CLI::App app("Memory regions that can be forked: see cowsnap(1).", "cowsnap");
@@ -187,6 +203,7 @@ outcome parse_and_call(int argc, char **argv)
 	add_starters(app, chosen, all);
 	add_images(app, chosen, all);
 	add_streams(app, chosen, all);
+	add_helpers(app, chosen, all);
 	try {
 		app.parse(argc, argv);
 	} catch (const CLI::ParseError &error) {
