@@ -50,6 +50,12 @@ install-headers:
 	install -m 0644 packaging/cowsnap-config.cmake "$(installed)/share/cmake/cowsnap"
 	$(fill_in) packaging/cowsnap-config-version.cmake.in > "$(installed)/share/cmake/cowsnap/cowsnap-config-version.cmake"
 
+install-tools: tools
+	install -d "$(installed)/bin" "$(installed)/share/man/man1" "$(installed)/share/bash-completion/completions"
+	install -m 0755 build/tools/cowsnap "$(installed)/bin"
+	install -m 0644 man/cowsnap.1 "$(installed)/share/man/man1"
+	install -m 0644 packaging/cowsnap.bash "$(installed)/share/bash-completion/completions/cowsnap"
+
 clean:
 	rm -rf build
 
@@ -72,6 +78,7 @@ help:
 	@echo 'make bench PROFILE=1   where the instructions of faults and forks go, symbol by symbol'
 	@echo 'make bench README=1    and put the figures into README.md and doc/'
 	@echo 'make install-headers   put the C++ library and the header of the interface under PREFIX, /usr/local, below DESTDIR'
+	@echo 'make install-tools     put the command, its man page and its completion there'
 	@echo 'make clean             remove build/'
 
-.PHONY: module tools check lint fuzz check-debug check-kcsan check-matrix demo bench install-headers clean help
+.PHONY: module tools check lint fuzz check-debug check-kcsan check-matrix demo bench install-headers install-tools clean help
