@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <string>
 #include <system_error>
 
@@ -28,10 +29,27 @@ namespace {
 				  std::generic_category().message(errno), mend));
 }
 
+/* Where a symbolic link leads to, which is to stay one. What is no file is not replaced. */
+std::string file_behind(const std::string &name)
+{
+	namespace fs = std::filesystem;
+
+	std::error_code error;
+	const fs::path real = fs::weakly_canonical(name, error);
+
+	if (!error && fs::exists(real, error) && !fs::is_regular_file(real, error))
+		throw failure(outcome::failed,
+			      fmt::format("{} is no regular file; name another, or - and redirect "
+					  "standard output",
+					  name));
+	return error ? name : real.string();
+}
+
 /* A file that appears under its name when it is complete, and before is removed with this. */
 class new_file {
 public:
-	explicit new_file(const std::string &name) : name_(name), part_(name + ".XXXXXX")
+	explicit new_file(const std::string &name)
+		: name_(file_behind(name)), part_(name_ + ".XXXXXX")
 	{
 		fd_ = cowsnap::descriptor(::mkostemp(part_.data(), O_CLOEXEC));
 		if (!fd_)
