@@ -618,8 +618,16 @@ TEST_F(doctor, finds_what_is_wrong)
 		 std::string("\6\0\0\0\1", 5));
 	EXPECT_EQ(wrong(), names({"Secure Boot", "module", "device"}));
 	fs::remove_all(folder / "lib");
-	put_file("proc/sys/kernel/osrelease", "5.10.0\n");
-	EXPECT_EQ(wrong(), names({"kernel", "headers", "Secure Boot", "module", "device"}));
+	EXPECT_EQ(wrong(), names({"headers", "Secure Boot", "module", "device"}));
+	for (const char *old : {"5.10.0\n", "6.0.19\n", "6\n", "\n"}) {
+		put_file("proc/sys/kernel/osrelease", old);
+		EXPECT_EQ(wrong(), names({"kernel", "headers", "Secure Boot", "module", "device"}))
+			<< old;
+	}
+	for (const char *recent : {"6.1.0-56-amd64\n", "6.8.0-45-generic\n", "7.0\n"}) {
+		put_file("proc/sys/kernel/osrelease", recent);
+		EXPECT_EQ(wrong(), names({"headers", "Secure Boot", "module", "device"})) << recent;
+	}
 }
 
 TEST_F(command, watches)
