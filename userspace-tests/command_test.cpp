@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The command: what it prints, how it ends, and that a stream arrives whole or not at all. */
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -642,6 +646,83 @@ TEST_F(command, watches)
 	EXPECT_NE(result.out.find("watched"), std::string::npos) << result.out;
 	EXPECT_NE(result.out.find("watched"), result.out.rfind("watched"));
 	EXPECT_EQ(result.out.find('\033'), std::string::npos);
+}
+
+/* Both ends of one; what a program says on it is read when the program ended. */
+class terminal {
+public:
+	terminal() : master_(check(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC), "posix_openpt"))
+	{
+		check(::grantpt(master_.get()), "grantpt");
+		check(::unlockpt(master_.get()), "unlockpt");
+		slave_ = unique_fd(check(::open(::ptsname(master_.get()),
+						O_RDWR | O_NOCTTY | O_CLOEXEC),
+					 "open a terminal"));
+	}
+
+	int fd() const noexcept { return slave_.get(); }
+
+	std::string text() const
+	{
+		std::string all(1 << 16, '\0');
+
+		check(::fcntl(master_.get(), F_SETFL, O_NONBLOCK), "fcntl");
+		all.resize(static_cast<std::size_t>(
+			std::max<ssize_t>(::read(master_.get(), all.data(), all.size()), 0)));
+		return all;
+	}
+
+private:
+	unique_fd master_;
+	unique_fd slave_;
+};
+
+TEST_F(command, watches_on_a_terminal)
+{
+	const terminal screen;
+	const ended result = run_command({"top", "--count", "2", "--interval", "0.05"},
+					 {.fds = {{1, screen.fd()}}});
+
+	EXPECT_EQ(result.status, 0) << result.err;
+	EXPECT_TRUE(screen.text().starts_with("\033[H\033[J")) << screen.text();
+}
+
+TEST_F(command, says_how_far_it_is_on_a_terminal)
+{
+	auto region = lib.create({.length = 4 << 20});
+	const std::string bytes(region.length(), 'x');
+	const terminal screen;
+	pipe_pair pipe;
+
+	put(region, 0, bytes);
+
+	std::string arrived;
+	std::thread slow([&] {
+		std::string some(256 << 10, '\0');
+
+		while (const ssize_t got = ::read(pipe.read_end.get(), some.data(), some.size())) {
+			if (got < 0)
+				break;
+			arrived.append(some, 0, static_cast<std::size_t>(got));
+			/* Long enough for it to be worth a word. */
+			std::this_thread::sleep_for(std::chrono::milliseconds(20));
+		}
+	});
+	const ended result =
+		run_command({"save", "3", "-"},
+			    {.fds = {{1, pipe.write_end.get()}, {2, screen.fd()}, {3, region.fd()}}});
+
+	pipe.write_end.reset();
+	slow.join();
+	EXPECT_EQ(result.status, 0);
+	EXPECT_TRUE(arrived == bytes);
+
+	const std::string said = screen.text();
+
+	EXPECT_NE(said.find("\r\033[Ksaving [#"), std::string::npos) << said;
+	EXPECT_NE(said.find("% "), std::string::npos) << said;
+	/* And nothing of it stays. */
+	EXPECT_TRUE(said.ends_with("\r\033[K")) << said;
 }
 
 TEST_F(command, measures)
