@@ -198,16 +198,19 @@ static unsigned long node_put(struct cowsnap_node *node)
 {
 	unsigned long freed = 0;
 	unsigned long slot;
+	unsigned int left;
 
 	if (!refcount_dec_and_test(&node->refs))
 		return 0;
 	cowsnap_delay(COWSNAP_DELAY_node_dying);
 
-	for (slot = 0; slot < node_slots(node); slot++) {
+	left = node->count;
+	for (slot = 0; left; slot++) {
 		void *child = slot_get(node, slot);
 
 		if (!child)
 			continue;
+		left--;
 		if (node->shift)
 			freed += node_put(child);
 		else
@@ -1196,17 +1199,22 @@ bool cowsnap_tree_next_diff(struct cowsnap_tree *a, struct cowsnap_tree *b,
 	return more;
 }
 
-/* Two empty nodes for each level: the ends of a range leave one each. */
-static int trash_prepare(struct cowsnap_tree *tree, struct cowsnap_trash *trash)
+/*
+ * An empty node for each end of the range, on each level where a slot may lie in it
+ * whole; one where both ends are in one node.
+ */
+static int trash_prepare(struct cowsnap_tree *tree, u64 first, u64 last,
+			 struct cowsnap_trash *trash)
 {
-	struct cowsnap_node *root = root_get(tree);
-	u8 shift = root->shift;
+	u8 shift;
 
 	trash->nr = 0;
-	for (;;) {
-		int end;
+	for (shift = root_get(tree)->shift;; shift = shift_below(shift)) {
+		int ends = (first ^ last) <= shift_last(shift) ? 1 : 2;
 
-		for (end = 0; end < 2; end++) {
+		if (last - first < (1ULL << shift) - 1)
+			ends = 0;
+		while (ends--) {
 			struct cowsnap_node *node;
 
 			node = node_alloc(shift, tree->epoch);
@@ -1216,7 +1224,6 @@ static int trash_prepare(struct cowsnap_tree *tree, struct cowsnap_trash *trash)
 		}
 		if (!shift)
 			return 0;
-		shift = shift_below(shift);
 	}
 }
 
@@ -1308,7 +1315,7 @@ int cowsnap_tree_remove(struct cowsnap_tree *tree, u64 first, u64 last,
 	if (!own_path(tree, first, false) || !own_path(tree, last, false))
 		err = -ENOMEM;
 	else
-		err = trash_prepare(tree, trash);
+		err = trash_prepare(tree, first, last, trash);
 	if (!err) {
 		root = root_get(tree);
 		node_cut(tree, root, first, last, trash);
@@ -1328,6 +1335,7 @@ out:
 static void node_tally(struct cowsnap_tree *tree, struct cowsnap_node *node,
 		       struct cowsnap_tally *tally)
 {
+	unsigned int left = node->count;
 	unsigned long slot;
 
 	if (!node->shift) {
@@ -1338,11 +1346,13 @@ static void node_tally(struct cowsnap_tree *tree, struct cowsnap_node *node,
 		}
 		return;
 	}
-	for (slot = 0; slot < COWSNAP_NODE_SLOTS; slot++) {
+	for (slot = 0; left; slot++) {
 		struct cowsnap_node *child = slot_get(node, slot);
 
-		if (child)
-			node_tally(tree, child, tally);
+		if (!child)
+			continue;
+		left--;
+		node_tally(tree, child, tally);
 	}
 	cond_resched();
 }
