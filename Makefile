@@ -38,23 +38,21 @@ bench:
 	@$(vm)/bench
 
 PREFIX ?= /usr/local
-installed := $(DESTDIR)$(PREFIX)
-fill_in := sed -e 's|@prefix@|$(PREFIX)|' -e "s|@version@|$$(sed -n 's/^PACKAGE_VERSION="\(.*\)"$$/\1/p' dkms.conf)|"
+install := PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" KDIR="$(KDIR)" packaging/install
+
+install: install-headers install-tools install-module
 
 install-headers:
-	install -d "$(installed)/include/cowsnap" "$(installed)/include/linux" "$(installed)/share/pkgconfig" \
-		"$(installed)/share/cmake/cowsnap"
-	install -m 0644 include/cowsnap/*.hpp "$(installed)/include/cowsnap"
-	install -m 0644 uapi/linux/cowsnap.h "$(installed)/include/linux"
-	$(fill_in) packaging/cowsnap.pc.in > "$(installed)/share/pkgconfig/cowsnap.pc"
-	install -m 0644 packaging/cowsnap-config.cmake "$(installed)/share/cmake/cowsnap"
-	$(fill_in) packaging/cowsnap-config-version.cmake.in > "$(installed)/share/cmake/cowsnap/cowsnap-config-version.cmake"
+	@$(install) headers
 
 install-tools: tools
-	install -d "$(installed)/bin" "$(installed)/share/man/man1" "$(installed)/share/bash-completion/completions"
-	install -m 0755 build/tools/cowsnap "$(installed)/bin"
-	install -m 0644 man/cowsnap.1 "$(installed)/share/man/man1"
-	install -m 0644 packaging/cowsnap.bash "$(installed)/share/bash-completion/completions/cowsnap"
+	@$(install) tools
+
+install-module:
+	@$(install) module
+
+uninstall:
+	@$(install) --remove headers tools module
 
 clean:
 	rm -rf build
@@ -77,8 +75,12 @@ help:
 	@echo 'make bench QUICK=1     the same at small sizes, in two minutes; LOCAL=1: here, where the module is loaded'
 	@echo 'make bench PROFILE=1   where the instructions of faults and forks go, symbol by symbol'
 	@echo 'make bench README=1    and put the figures into README.md and doc/'
-	@echo 'make install-headers   put the C++ library and the header of the interface under PREFIX, /usr/local, below DESTDIR'
-	@echo 'make install-tools     put the command, its man page and its completion there'
+	@echo 'make install           put all in its place: the module by DKMS, for the kernel of KDIR and those to come, the group'
+	@echo '                       and the udev rule of its device, the command and the C++ library, under PREFIX, /usr/local;'
+	@echo '                       with DESTDIR=DIR only the files, below it. install-module, install-tools and install-headers'
+	@echo '                       are its parts'
+	@echo 'make uninstall         remove what that put there, with the same PREFIX and DESTDIR'
 	@echo 'make clean             remove build/'
 
-.PHONY: module tools check lint fuzz check-debug check-kcsan check-matrix demo bench install-headers install-tools clean help
+.PHONY: module tools check lint fuzz check-debug check-kcsan check-matrix demo bench install install-headers install-tools \
+	install-module uninstall clean help
