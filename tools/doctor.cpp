@@ -6,11 +6,13 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -194,6 +196,35 @@ private:
 					  COWSNAP_VERSION, release_));
 	}
 
+	/* Whose members may open the device, as udev is told. */
+	std::optional<::gid_t> group() const
+	{
+		std::ifstream file(at("/etc/group"));
+
+		for (std::string line; std::getline(file, line);) {
+			::gid_t gid = 0;
+
+			if (!line.starts_with("cowsnap:"))
+				continue;
+			line.erase(0, line.find(':', line.find(':') + 1) + 1);
+			if (std::from_chars(line.data(), line.data() + line.size(), gid).ec == std::errc())
+				return gid;
+		}
+		return std::nullopt;
+	}
+
+	std::string way_in(const std::string &path) const
+	{
+		const std::optional<::gid_t> members = group();
+		struct stat node = {};
+
+		if (!members)
+			return fmt::format("sudo setfacl -m u:{}:rw {}", ::geteuid(), path);
+		if (::stat(path.c_str(), &node) == 0 && node.st_gid != *members)
+			return fmt::format("sudo chgrp cowsnap {}", path);
+		return "sudo usermod -aG cowsnap $(id -un) && newgrp cowsnap";
+	}
+
 	void device()
 	{
 		const std::string path = at(cowsnap::device_path);
@@ -202,7 +233,7 @@ private:
 
 		if (error == std::errc::permission_denied)
 			wrong("device", fmt::format("{} may not be opened by this user", path),
-			      fmt::format("sudo setfacl -m u:{}:rw {}", ::geteuid(), path));
+			      way_in(path));
 		else if (error == std::errc::no_such_file_or_directory && !loaded_)
 			wrong("device", fmt::format("{} is not there without the module", path),
 			      "sudo modprobe cowsnap");
