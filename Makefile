@@ -79,7 +79,7 @@ help:
 	@echo '                       and the udev rule of its device, the command and the C++ library, under PREFIX, /usr/local;'
 	@echo '                       with DESTDIR=DIR only the files, below it. install-module, install-tools and install-headers'
 	@echo '                       are its parts'
-	@echo 'make uninstall         remove what that put there, with the same PREFIX and DESTDIR'
+	@echo 'make uninstall         remove what that put there, with the same PREFIX and DESTDIR; the group stays'
 	@echo 'make clean             remove build/'
 
 .PHONY: module tools check lint fuzz check-debug check-kcsan check-matrix demo bench install install-headers install-tools \
