@@ -40,7 +40,7 @@ bench:
 PREFIX ?= /usr/local
 install := PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" KDIR="$(KDIR)" packaging/install
 
-install: install-headers install-tools install-module
+install: install-module install-headers install-tools
 
 install-headers:
 	@$(install) headers
