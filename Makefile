@@ -33,7 +33,7 @@ check-matrix:
 demo:
 	@$(vm)/demo $(if $(FILE),"$(FILE)")
 
-# QUICK, LOCAL, KERNELS, PROFILE, README and BENCH_ROWS reach it through the environment.
+# QUICK, LOCAL, KERNELS, PROFILE, README, FROM and BENCH_ROWS reach it through the environment.
 bench:
 	@$(vm)/bench
 
@@ -74,7 +74,7 @@ help:
 	@echo 'make bench             measure it in VMs that count instructions, beside fork(2) and others: build/bench.json'
 	@echo 'make bench QUICK=1     the same at small sizes, in two minutes; LOCAL=1: here, where the module is loaded'
 	@echo 'make bench PROFILE=1   where the instructions of faults and forks go, symbol by symbol'
-	@echo 'make bench README=1    and put the figures into README.md and doc/'
+	@echo 'make bench README=1    and put the figures into README.md and doc/; FROM=build/bench.json takes an earlier run'
 	@echo 'make install           put all in its place: the module by DKMS, for the kernel of KDIR and those to come, the group'
 	@echo '                       and the udev rule of its device, the command and the C++ library, under PREFIX, /usr/local;'
 	@echo '                       with DESTDIR=DIR only the files, below it. install-module, install-tools and install-headers'

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Makes of what cowsnap-bench printed, one log or more for each kernel, a table for people, one file of JSON, the data
- * of the curves and, if asked to, the figures in the README:
+ * of the curves and, if asked to, the figures in doc/benchmarks.md, and the few of them that the README has:
  *
- *   cowsnap-report [--json FILE] [--curves DIR] [--readme FILE] KERNEL=LOG...
+ *   cowsnap-report [--json FILE] [--curves DIR] [--benchmarks FILE] [--readme FILE] KERNEL=LOG...
+ *   cowsnap-report ... --from FILE, which --json made before, in place of the logs
  *
  * Exits 0 when every must is met, 1 when one is missed, 2 when there is something wrong with the logs.
  */
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -28,8 +30,13 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr std::string_view readme_begin = "<!-- made by `make bench README=1` -->\n";
-constexpr std::string_view readme_end = "<!-- end of what is made -->\n";
+constexpr std::string_view made_begin = "<!-- made by `make bench README=1` -->\n";
+constexpr std::string_view made_end = "<!-- end of what is made -->\n";
+
+/* What tells somebody in a minute where it wins and where it loses. */
+constexpr std::array<std::string_view, 8> told_in_readme = {"fork-clean",   "fork-1-percent-random", "writer-stall",
+							    "copy-present", "read-all-4k",	     "restore",
+							    "diff-random",  "idle-memory"};
 
 std::string grouped(double value)
 {
@@ -125,6 +132,22 @@ public:
 			throw std::runtime_error("no row was measured in " + path);
 	}
 
+	/* All that an earlier run made of its logs. */
+	void read_again(const std::string &path)
+	{
+		std::ifstream file(path);
+
+		if (!file)
+			throw std::runtime_error("cannot read " + path);
+
+		const ordered_json whole = ordered_json::parse(file);
+
+		for (const ordered_json &run : whole.at("kernels"))
+			runs_.push_back(run);
+		if (runs_.empty())
+			throw std::runtime_error("no kernel was measured in " + path);
+	}
+
 	/* What a clock says is different every time, and is told only. */
 	bool every_must_is_met() const
 	{
@@ -158,15 +181,26 @@ public:
 									   text_of(curve, "curve")));
 	}
 
+	void write_benchmarks(const std::string &path) const
+	{
+		write_between_the_marks(path, all_rows() + ways() + pictures());
+	}
+
 	void write_readme(const std::string &path) const
+	{
+		write_between_the_marks(path, few_rows());
+	}
+
+private:
+	static void write_between_the_marks(const std::string &path, const std::string &made)
 	{
 		std::ifstream in(path);
 		std::string text{std::istreambuf_iterator<char>(in), {}};
-		const std::size_t begin = text.find(readme_begin), end = text.find(readme_end);
+		const std::size_t begin = text.find(made_begin), end = text.find(made_end);
 
 		if (begin == text.npos || end == text.npos || end < begin)
 			throw std::runtime_error(path + " does not have the two lines between which the figures go");
-		text.replace(begin + readme_begin.size(), end - begin - readme_begin.size(), markdown());
+		text.replace(begin + made_begin.size(), end - begin - made_begin.size(), made);
 
 		std::ofstream out(path);
 
@@ -174,7 +208,6 @@ public:
 		finish(out, path);
 	}
 
-private:
 	static void finish(std::ofstream &file, const std::string &path)
 	{
 		file.flush();
@@ -340,7 +373,19 @@ private:
 		return text;
 	}
 
-	std::string markdown() const
+	/* The columns that both tables have. */
+	std::string table_row(const ordered_json &row) const
+	{
+		const std::string of = row["per"].get<std::string>().empty() ? "" : "; " + unit_of(row);
+		std::string text =
+			fmt::format("| {}{} | {} |", text_of(row, "what"), of, row.value("peer-is", ""));
+
+		for (const ordered_json &run : runs_)
+			text += fmt::format(" {} |", cell(find_row(run, row["row"])));
+		return text;
+	}
+
+	std::string table_head(std::string_view names, std::string_view rules) const
 	{
 		std::string text = "| measure | beside |", rule = "| --- | --- |";
 
@@ -348,26 +393,50 @@ private:
 			text += fmt::format(" {} |", text_of(run, "kernel"));
 			rule += " --- |";
 		}
-		text += " must | aim |\n" + rule + " --- | --- |\n";
-		/* A kernel that was measured in part leaves cells empty, not rows out. */
-		const auto fullest = std::ranges::max_element(
-			runs_, {}, [](const ordered_json &run) { return run["rows"].size(); });
+		return fmt::format("{}{}\n{}{}\n", text, names, rule, rules);
+	}
 
-		for (const ordered_json &row : (*fullest)["rows"]) {
-			const std::string unit = unit_of(row);
-			const std::string of = row["per"].get<std::string>().empty() ? "" : "; " + unit;
+	/* A kernel that was measured in part leaves cells empty, not rows out. */
+	const ordered_json &fullest() const
+	{
+		return *std::ranges::max_element(runs_, {},
+						 [](const ordered_json &run) { return run["rows"].size(); });
+	}
 
+	std::string all_rows() const
+	{
+		std::string text = table_head(" must | aim |", " --- | --- |");
+
+		for (const ordered_json &row : fullest()["rows"]) {
 			/* The method's own, and those which have a table of their own. */
 			if (row["row"] == "method" || row["row"].get<std::string>().starts_with("ways-"))
 				continue;
-			text += fmt::format("| {}{} | {} |", text_of(row, "what"), of, row.value("peer-is", ""));
-			for (const ordered_json &run : runs_)
-				text += fmt::format(" {} |", cell(find_row(run, row["row"])));
-			text += fmt::format(" {} | {} |\n", described(row["must"]), described(row["aim"]));
+			text += fmt::format("{} {} | {} |\n", table_row(row), described(row["must"]),
+					    described(row["aim"]));
 		}
-		text += ways();
+		return text;
+	}
+
+	std::string few_rows() const
+	{
+		std::string text = table_head("", "");
+
+		for (const std::string_view name : told_in_readme) {
+			const ordered_json *const row = find_row(fullest(), std::string(name));
+
+			if (!row)
+				throw std::runtime_error(fmt::format("{} was not measured, which the README tells", name));
+			text += table_row(*row) + '\n';
+		}
+		return text;
+	}
+
+	std::string pictures() const
+	{
+		std::string text;
+
 		for (const ordered_json &curve : runs_.back()["curves"])
-			text += fmt::format("\n![cost over {0}](doc/bench-{0}.svg)\n", text_of(curve, "curve"));
+			text += fmt::format("\n![cost over {0}](bench-{0}.svg)\n", text_of(curve, "curve"));
 		return text;
 	}
 
@@ -375,17 +444,19 @@ private:
 };
 
 struct options {
-	std::string json, curves, readme;
+	std::string json, curves, readme, benchmarks, from;
 	std::vector<std::pair<std::string, std::string>> logs;
 
 	explicit options(std::span<char *> arguments)
 	{
 		for (std::size_t i = 1; i < arguments.size(); i++) {
 			const std::string one = arguments[i];
-			std::string *const value = one == "--json"     ? &json
-						   : one == "--curves" ? &curves
-						   : one == "--readme" ? &readme
-								       : nullptr;
+			std::string *const value = one == "--json"	   ? &json
+						   : one == "--curves"	   ? &curves
+						   : one == "--readme"	   ? &readme
+						   : one == "--benchmarks" ? &benchmarks
+						   : one == "--from"	   ? &from
+									   : nullptr;
 
 			if (value && i + 1 < arguments.size())
 				*value = arguments[++i];
@@ -394,8 +465,8 @@ struct options {
 			else
 				throw std::runtime_error("cannot make anything of " + one);
 		}
-		if (logs.empty())
-			throw std::runtime_error("name a log at least, as KERNEL=LOG");
+		if (logs.empty() == from.empty())
+			throw std::runtime_error("name a log at least, as KERNEL=LOG, or what --json made, by --from");
 	}
 };
 
@@ -409,11 +480,15 @@ int main(int argc, char **argv)
 
 		for (const auto &[kernel, path] : wanted.logs)
 			made.read(kernel, path);
+		if (!wanted.from.empty())
+			made.read_again(wanted.from);
 		made.print_tables();
 		if (!wanted.json.empty())
 			made.write_json(wanted.json);
 		if (!wanted.curves.empty())
 			made.write_curves(wanted.curves);
+		if (!wanted.benchmarks.empty())
+			made.write_benchmarks(wanted.benchmarks);
 		if (!wanted.readme.empty())
 			made.write_readme(wanted.readme);
 		return made.every_must_is_met() ? 0 : 1;
