@@ -10,7 +10,8 @@
  * the machine must be where one is that had the right input from the start, and so must
  * be each state of the ring, to which it is rewound.
  *
- *     g++ -std=c++20 -O2 savestate.cpp $(pkg-config --cflags cowsnap) -lxxhash -o savestate
+ *     g++ -std=c++20 -O2 savestate.cpp $(pkg-config --cflags --libs cowsnap libxxhash) \
+ *         -o savestate
  *     ./savestate --frames 3600 --ring 60 --delay 8
  */
 #include <algorithm>

@@ -15,7 +15,8 @@
  * what is half changed by a step is half changed in the snapshot. No lock of SQLite is held
  * then either; here it has none, as only one thread at a time uses it.
  *
- *     g++ -std=c++20 -O2 sqlite.cpp $(pkg-config --cflags cowsnap) -lsqlite3 -o sqlite
+ *     g++ -std=c++20 -O2 sqlite.cpp $(pkg-config --cflags --libs cowsnap sqlite3) \
+ *         -o sqlite
  *     ./sqlite --accounts 100000 --snapshots 20
  */
 #include <algorithm>
