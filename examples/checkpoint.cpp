@@ -199,9 +199,13 @@ std::vector<std::byte> read_file(const fs::path &path)
 	std::vector<std::byte> bytes(fs::file_size(path));
 	std::size_t done = 0;
 
-	for (ssize_t some; done < bytes.size(); done += static_cast<std::size_t>(some))
-		if ((some = ::read(fd.get(), bytes.data() + done, bytes.size() - done)) <= 0)
-			throw std::system_error(errno, std::generic_category(), path);
+	while (done < bytes.size()) {
+		const ssize_t some = ::read(fd.get(), bytes.data() + done, bytes.size() - done);
+
+		if (some <= 0)
+			throw std::system_error(some ? errno : EIO, std::generic_category(), path);
+		done += static_cast<std::size_t>(some);
+	}
 	return bytes;
 }
 
