@@ -220,7 +220,12 @@ private:
 class writer {
 public:
 	writer(sqlite3 *db, turns &turn, std::uint64_t accounts, std::uint64_t seed)
-		: db_(db), turn_(turn), dice_(seed), account_(1, static_cast<long>(accounts)),
+		: begin_(db, "BEGIN"),
+		  take_(db, "UPDATE accounts SET balance = balance - ?1 WHERE id = ?2"),
+		  give_(db, "UPDATE accounts SET balance = balance + ?1 WHERE id = ?2"),
+		  note_(db, "INSERT INTO transfers(amount, account) VALUES(?1, ?2)"),
+		  audit_(db, "SELECT balance FROM accounts LIMIT 50"), commit_(db, "COMMIT"),
+		  turn_(turn), dice_(seed), account_(1, static_cast<long>(accounts)),
 		  thread_([this](const std::stop_token &stop) { work(stop); })
 	{
 	}
@@ -238,31 +243,26 @@ public:
 private:
 	void work(const std::stop_token &stop)
 	try {
-		statement begin(db_, "BEGIN"), commit(db_, "COMMIT");
-		statement take(db_, "UPDATE accounts SET balance = balance - ?1 WHERE id = ?2");
-		statement give(db_, "UPDATE accounts SET balance = balance + ?1 WHERE id = ?2");
-		statement note(db_, "INSERT INTO transfers(amount, account) VALUES(?1, ?2)");
-		statement audit(db_, "SELECT balance FROM accounts LIMIT 50");
 		std::uniform_int_distribution<std::int64_t> amount(1, 100);
 
 		while (!stop.stop_requested()) {
 			const auto what = amount(dice_);
 
-			turn_.step([&] { begin.step(); });
+			turn_.step([&] { begin_.step(); });
 			turn_.step([&] {
-				take.bind(1, what).bind(2, account_(dice_)).step();
+				take_.bind(1, what).bind(2, account_(dice_)).step();
 				half_way_ = true;
 			});
 			/* So that snapshots meet a statement half way, too. */
 			for (bool more = committed_ % 50 == 49; more;)
-				turn_.step([&] { more = audit.step(); });
+				turn_.step([&] { more = audit_.step(); });
 			turn_.step([&] {
-				give.bind(1, what).bind(2, account_(dice_)).step();
+				give_.bind(1, what).bind(2, account_(dice_)).step();
 				half_way_ = false;
 			});
-			turn_.step([&] { note.bind(1, what).bind(2, account_(dice_)).step(); });
+			turn_.step([&] { note_.bind(1, what).bind(2, account_(dice_)).step(); });
 			turn_.step([&] {
-				commit.step();
+				commit_.step();
 				committed_++;
 			});
 		}
@@ -270,7 +270,8 @@ private:
 		turn_.step([this] { failure_ = std::current_exception(); });
 	}
 
-	sqlite3 *db_;
+	/* Made before the thread is, as to prepare a statement is no step. */
+	statement begin_, take_, give_, note_, audit_, commit_;
 	turns &turn_;
 	std::mt19937_64 dice_;
 	std::uniform_int_distribution<std::int64_t> account_;
