@@ -189,11 +189,13 @@ private:
 			      "sudo rmmod cowsnap && sudo modprobe cowsnap");
 		else if (installed())
 			wrong("module", "is installed, but not loaded", "sudo modprobe cowsnap");
+		else if (exists(fmt::format("/usr/src/cowsnap-{}/dkms.conf", COWSNAP_VERSION)))
+			wrong("module", "is installed, but not built for this kernel",
+			      fmt::format("sudo dkms install cowsnap/{}", COWSNAP_VERSION));
 		else
 			wrong("module", "is not installed",
-			      fmt::format("sudo dkms install cowsnap/{}, or in the sources: make && "
-					  "sudo insmod build/module/{}/cowsnap.ko",
-					  COWSNAP_VERSION, release_));
+			      "sudo apt-get install ./cowsnap-dkms_*.deb, or in the sources: "
+			      "sudo make install-module");
 	}
 
 	/* Whose members may open the device, as udev is told. */

@@ -71,7 +71,10 @@ public:
 	}
 	[[nodiscard]] static device open(const char *path = device_path)
 	{
-		return detail::or_throw("cowsnap: open", [&](std::error_code &error) {
+		constexpr const char *what =
+			"cowsnap: cannot open the device; the command `cowsnap doctor` says why";
+
+		return detail::or_throw(what, [&](std::error_code &error) {
 			return open(path, error);
 		});
 	}
