@@ -132,14 +132,19 @@ static struct cowsnap_granule *fill_hole(struct cowsnap_region *region,
 /*
  * How many granules to zap when one of them is copied: as many ahead as were written
  * in a row behind.  A zap of many costs little more than one, and who writes one
- * after the other will write them.
+ * after the other will write them.  But who loads from each before would load what is
+ * zapped once more, and what is around it.
  */
 static u64 zap_ahead(struct cowsnap_region *region, struct cowsnap_node *leaf,
 		     u64 index)
 {
 	unsigned int most = max(ZAP_AHEAD / cowsnap_granule_pages(region), 1U);
-	unsigned int behind = cowsnap_tree_dirty_run(&region->tree, leaf, index);
+	u64 loaded = cowsnap_stripe(region, index)->loaded;
+	unsigned int behind;
 
+	if (loaded && index + 1 - loaded < most)
+		return 1;
+	behind = cowsnap_tree_dirty_run(&region->tree, leaf, index);
 	if (behind < COWSNAP_LEAF_SLOTS)
 		most = min3(most, behind + 1,
 			    cowsnap_leaf_clean_run(leaf, index));

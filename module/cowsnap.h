@@ -97,11 +97,13 @@ struct cowsnap_counts {
  * struct cowsnap_stripe - one of the locks that a region's indices divide into
  * @lock: the class lock of tree.h; protects the rest, too
  * @zero_mapped: the zero page may be mapped at holes of this stripe
+ * @loaded: behind the granule for which a load faulted last, or 0
  * @counts: what happened here
  */
 struct cowsnap_stripe {
 	struct mutex lock;
 	bool zero_mapped;
+	u64 loaded;
 	struct cowsnap_counts counts;
 } ____cacheline_aligned_in_smp;
 

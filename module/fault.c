@@ -387,11 +387,13 @@ static int read_fault(struct cowsnap_region *region, struct vm_fault *vmf)
 	granule = cowsnap_tree_lookup(&region->tree, index);
 	cowsnap_delay(COWSNAP_DELAY_fault_found);
 	window_init(&window, region, vmf, granule, COWSNAP_READ_WINDOW);
-	if (granule)
+	if (granule) {
+		cowsnap_stripe(region, index)->loaded = index + 1;
 		/* What may be written already need not fault again for it. */
 		return insert_data(&window, region,
 				   (vmf->vma->vm_flags & VM_WRITE) &&
 				   cowsnap_tree_is_open(&region->tree, index));
+	}
 	if (!zero_page_has_room())
 		return -EFAULT;
 	cowsnap_stripe(region, index)->zero_mapped = true;

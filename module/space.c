@@ -66,13 +66,16 @@ static void set_length(struct cowsnap_region *region, loff_t length)
 	cowsnap_region_resume(region);
 }
 
+/* To zap more pages than these takes longer than to do it once more. */
+#define ZAP_AHEAD_ABOVE	64
+
 /*
  * Makes a hole of the granules [@first, @last]; what was there goes to @trash.  On
  * error nothing has changed.
  *
  * A store that comes before the zap goes to what was removed: it came before the
  * hole.  The first zap is for those that are mapped now, so that the writers need
- * not wait for all of them.
+ * not wait for all of them, if they are many.
  */
 static int remove_granules(struct cowsnap_region *region, u64 first, u64 last,
 			   struct cowsnap_trash *trash)
@@ -81,7 +84,8 @@ static int remove_granules(struct cowsnap_region *region, u64 first, u64 last,
 	struct cowsnap_counts *counts;
 	int err;
 
-	cowsnap_region_zap(region, first, last - first + 1);
+	if ((last - first) * cowsnap_granule_pages(region) >= ZAP_AHEAD_ABOVE)
+		cowsnap_region_zap(region, first, last - first + 1);
 	cowsnap_delay(COWSNAP_DELAY_punch_zapped);
 	cowsnap_region_stop(region);
 	err = cowsnap_tree_remove(&region->tree, first, last, trash);
