@@ -7,8 +7,11 @@ KDIR ?= /lib/modules/$(shell uname -r)/build
 module:
 	@$(vm)/build-module "$(KDIR)" $(if $(COWSNAP_DEBUG),build/module/debug COWSNAP_DEBUG=$(COWSNAP_DEBUG))
 
+# The library of fork-run is for x86-64 only.
 tools:
 	@$(MAKE) --no-print-directory -C tools OUTPUT="$(CURDIR)/build/tools"
+	@case $$($(CXX) -dumpmachine) in x86_64-*) \
+		$(MAKE) --no-print-directory -C preload OUTPUT="$(CURDIR)/build/tools" ;; esac
 
 check:
 	@$(vm)/check $(LANES)
@@ -32,6 +35,10 @@ check-matrix:
 
 demo:
 	@$(vm)/demo $(if $(FILE),"$(FILE)")
+
+# QUICK reaches them through the environment.
+demo-redis demo-prefork:
+	@$(vm)/$@
 
 # QUICK, LOCAL, KERNELS, PROFILE, README, FROM and BENCH_ROWS reach it through the environment.
 bench:
@@ -61,8 +68,10 @@ help:
 	@echo 'make                   build cowsnap.ko for the running kernel'
 	@echo 'make KDIR=DIR          build it for the kernel whose build tree is DIR'
 	@echo 'make COWSNAP_DEBUG=1   build one for tests, which can be told to wait in places, into build/module/debug'
-	@echo 'make tools             build the command cowsnap, build/tools/cowsnap'
+	@echo 'make tools             build the command, build/tools/cowsnap, and the library of its fork-run'
 	@echo 'make demo [FILE=F]     see forks of memory at work in a VM, on the data in F or on a Debian package index'
+	@echo "make demo-redis        Debian's redis-server in a VM, with and without forks of memory; QUICK=1: with little data"
+	@echo "make demo-prefork      Debian's python3, and workers that it forks, in the same way"
 	@echo 'make check             run every test: in VMs, under stock kernels; installs the packages that this needs'
 	@echo 'make check LANES="L"   run only some lanes; an unknown name lists them'
 	@echo 'make lint              check the sources without running them; CHECKS="C" does only some; an unknown name lists them'
@@ -82,5 +91,5 @@ help:
 	@echo 'make uninstall         remove what that put there, with the same PREFIX and DESTDIR; the group stays'
 	@echo 'make clean             remove build/'
 
-.PHONY: module tools check lint fuzz check-debug check-kcsan check-matrix demo bench install install-headers install-tools \
-	install-module uninstall clean help
+.PHONY: module tools check lint fuzz check-debug check-kcsan check-matrix demo demo-redis demo-prefork bench install install-headers \
+	install-tools install-module uninstall clean help

@@ -20,7 +20,7 @@ _cowsnap() {
 	local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]-} i
 	COMPREPLY=()
 	if [ "$COMP_CWORD" -eq 1 ]; then
-		mapfile -t COMPREPLY < <(compgen -W 'ls stat top run fork diff save load send recv doctor bench --version --help' \
+		mapfile -t COMPREPLY < <(compgen -W 'ls stat top run fork fork-run diff save load send recv doctor bench --version --help' \
 			-- "$word")
 		return
 	fi
@@ -36,11 +36,11 @@ _cowsnap() {
 		fi
 	done
 	case $before in
-	--partial)
+	--partial | --allocator)
 		mapfile -t COMPREPLY < <(compgen -f -- "$word")
 		return
 		;;
-	--name | --granule | --limit | --create | --interval | --count | --size | --from) return ;;
+	--name | --granule | --limit | --create | --interval | --count | --size | --from | --prepare) return ;;
 	esac
 	local options=--help
 	case $command in
@@ -49,6 +49,7 @@ _cowsnap() {
 	top) options+=' --interval --count' ;;
 	run) options+=' --create --name --granule --limit --region --' ;;
 	fork) options+=' --snapshot --' ;;
+	fork-run) options+=' --prepare --allocator --' ;;
 	diff) options+=' --exact --json' ;;
 	load) options+=' --into --name --granule --limit --' ;;
 	send) options+=' -i --incremental --from' ;;
@@ -63,6 +64,7 @@ _cowsnap() {
 	stat | fork | diff | send | recv | save) mapfile -t COMPREPLY < <(compgen -W "$(_cowsnap_regions)" -- "$word") ;;
 	esac
 	case $command in
+	fork-run) mapfile -t COMPREPLY < <(compgen -c -- "$word") ;;
 	save | load) mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -f -- "$word") ;;
 	esac
 	case $before in

@@ -51,6 +51,15 @@ struct fork_options {
 };
 outcome fork(const fork_options &options);
 
+struct fork_run_options {
+	/* Bytes per second that PREPARE may see to, 0 for none. */
+	std::uint64_t prepare = 0;
+	/* A library whose malloc() calls mmap(). */
+	std::string allocator;
+	std::vector<std::string> program;
+};
+outcome fork_run(const fork_run_options &options);
+
 struct diff_command_options {
 	std::string region;
 	std::string other;

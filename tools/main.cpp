@@ -73,6 +73,7 @@ struct all_options {
 	run_options run;
 	new_region created;
 	fork_options fork;
+	fork_run_options fork_run;
 	diff_command_options diff;
 	save_options save;
 	load_options load;
@@ -122,6 +123,18 @@ void add_starters(CLI::App &app, std::function<outcome()> &chosen, all_options &
 	command->add_flag("--snapshot", all.fork.snapshot,
 			  "a snapshot, which nobody can change");
 	add_program(command, all.fork.program);
+
+	command = add(app, chosen, "fork-run",
+		      "execute a program whose fork(2) does not copy its memory", all.fork_run,
+		      cowsnap_command::fork_run);
+	command->add_option("--prepare", all.fork_run.prepare,
+			    "have a thread prepare so many bytes per second for the next fork")
+		->transform(size_suffixes());
+	command->add_option("--allocator", all.fork_run.allocator,
+			    "a library for the program's malloc, as libjemalloc.so.2");
+	add_program(command, all.fork_run.program);
+	/* What follows the program's name is the program's. */
+	command->positionals_at_end();
 }
 
 void add_images(CLI::App &app, std::function<outcome()> &chosen, all_options &all)
