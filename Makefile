@@ -91,5 +91,5 @@ help:
 	@echo 'make uninstall         remove what that put there, with the same PREFIX and DESTDIR; the group stays'
 	@echo 'make clean             remove build/'
 
-.PHONY: module tools check lint fuzz check-debug check-kcsan check-matrix demo demo-redis demo-prefork bench install install-headers \
-	install-tools install-module uninstall clean help
+.PHONY: module tools check lint fuzz check-debug check-kcsan check-matrix demo demo-redis demo-prefork bench install \
+	install-headers install-tools install-module uninstall clean help

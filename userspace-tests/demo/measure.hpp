@@ -54,4 +54,22 @@ inline std::string mebibytes(std::uint64_t bytes)
 	return one_decimal(static_cast<double>(bytes) / (1024 * 1024));
 }
 
+/* As many digits as say something. */
+inline std::string figure(double value)
+{
+	return value < 100 ? one_decimal(value) : grouped(static_cast<std::uint64_t>(std::llround(value)));
+}
+
+/* 1.04, and 1/80 for what is less than half. */
+inline std::string as_times(double times)
+{
+	char text[32];
+
+	if (times < 0.5 && times > 0)
+		std::snprintf(text, sizeof(text), "1/%.*f", 1 / times < 10 ? 1 : 0, 1 / times);
+	else
+		std::snprintf(text, sizeof(text), "%.*f", times < 10 ? 2 : 0, times);
+	return text;
+}
+
 } // namespace cowsnap_demo

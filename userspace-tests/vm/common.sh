@@ -112,3 +112,28 @@ program_of_page() {
 	sed -n -e '/^\.\\" SRC BEGIN/,/^\.\\" SRC END/{/^\.\(EX\|EE\|\\"\)/d' -e 's/\\-/-/g' -e 's/\\(ti/~/g' -e 's/\\\[ti\]/~/g' \
 		-e "s/\\\\\[aq\]/'/g" -e 's/\\\[dq\]/"/g' -e 's/\\e/\\/g' -e 'p}' "$1"
 }
+
+# pack_libraries TREE FILE...: puts the libraries that these programs and libraries need into a tree for run-vm.
+pack_libraries() {
+	local library
+	for library in $(ldd "${@:2}" | grep -o '/[^ ]* (0x' | cut -d' ' -f1 | sort -u); do
+		mkdir -p "$1/$(dirname "$library")"
+		[ -e "$1/$library" ] || cp -L "$library" "$1/$library"
+	done
+}
+
+# pack_program TREE PATH [AS]: puts a program of this machine there, or a library, with those that it needs.
+pack_program() {
+	local as=${3-$2}
+	mkdir -p "$1/$(dirname "$as")"
+	cp -L "$2" "$1/$as"
+	pack_libraries "$1" "$2"
+}
+
+# Where Debian's package libjemalloc2 has its library.
+find_jemalloc() {
+	local found
+	found=$(ldconfig -p | sed -n 's/^.*libjemalloc\.so\.2 .*x86-64.* => //p' | head -n 1)
+	[ -n "$found" ] || die 'there is no libjemalloc.so.2 here; install libjemalloc2'
+	printf '%s\n' "$found"
+}
