@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <fcntl.h>
 #include <poll.h>
@@ -26,6 +27,17 @@
 #include "unique_fd.hpp"
 
 namespace cowsnap_test {
+
+/* As execve(2) takes them, for as long as @texts stay as they are. */
+inline std::vector<char *> pointers_to(std::vector<std::string> &texts)
+{
+	std::vector<char *> result;
+
+	for (std::string &text : texts)
+		result.push_back(text.data());
+	result.push_back(nullptr);
+	return result;
+}
 
 /* The EXPECT of a child process, which must not run GoogleTest's listeners. */
 inline void require(bool holds, std::string_view what,

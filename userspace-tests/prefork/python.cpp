@@ -12,16 +12,6 @@ namespace {
 
 constexpr const char *program = "/usr/bin/python3", *script = "/usr/share/cowsnap/warm.py";
 
-std::vector<char *> pointers(std::vector<std::string> &texts)
-{
-	std::vector<char *> result;
-
-	for (std::string &text : texts)
-		result.push_back(text.data());
-	result.push_back(nullptr);
-	return result;
-}
-
 [[noreturn]] void become_python(const flavour &memory, const size &size)
 {
 	std::vector<std::string> words = {program, "-B", script, std::to_string(size.items),
@@ -31,7 +21,7 @@ std::vector<char *> pointers(std::vector<std::string> &texts)
 
 	if (!memory.libraries.empty())
 		environment.push_back("LD_PRELOAD=" + memory.libraries);
-	::execve(program, pointers(words).data(), pointers(environment).data());
+	::execve(program, cowsnap_test::pointers_to(words).data(), cowsnap_test::pointers_to(environment).data());
 	throw std::system_error(errno, std::generic_category(), program);
 }
 

@@ -20,13 +20,8 @@ std::string output_of(std::vector<std::string> words)
 {
 	cowsnap_test::pipe_pair pipe;
 	cowsnap_test::child process([&] {
-		std::vector<char *> pointers;
-
-		for (std::string &word : words)
-			pointers.push_back(word.data());
-		pointers.push_back(nullptr);
 		cowsnap_test::check(::dup2(pipe.write_end.get(), STDOUT_FILENO), "dup2");
-		cowsnap_test::check(::execv(program, pointers.data()), program);
+		cowsnap_test::check(::execv(program, cowsnap_test::pointers_to(words).data()), program);
 	});
 	std::array<char, 4096> buffer = {};
 	std::string all;

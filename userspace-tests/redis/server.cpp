@@ -21,16 +21,6 @@ using namespace std::chrono_literals;
 constexpr const char *program = "/usr/bin/redis-server";
 constexpr std::chrono::milliseconds patience = 300s, between_questions = 20ms;
 
-std::vector<char *> pointers(std::vector<std::string> &texts)
-{
-	std::vector<char *> result;
-
-	for (std::string &text : texts)
-		result.push_back(text.data());
-	result.push_back(nullptr);
-	return result;
-}
-
 std::vector<std::string> arguments(const fs::path &folder, const std::vector<std::string> &options)
 {
 	std::vector<std::string> words = {
@@ -57,7 +47,9 @@ cowsnap_test::child start(const fs::path &folder, const flavour &memory, const s
 		std::vector<std::string> words = arguments(folder, options), environment = memory.environment;
 
 		environment.emplace_back("PATH=/usr/bin:/bin");
-		cowsnap_test::check(::execve(program, pointers(words).data(), pointers(environment).data()), program);
+		cowsnap_test::check(::execve(program, cowsnap_test::pointers_to(words).data(),
+					     cowsnap_test::pointers_to(environment).data()),
+				    program);
 	});
 }
 
