@@ -9,20 +9,14 @@
 #include <linux/cowsnap.h>
 #include <linux/falloc.h>
 #include <linux/prctl.h>
-#include <sched.h>
-#include <signal.h>
 #include <sys/mman.h>
-#include <sys/rseq.h>
 #include <sys/sysinfo.h>
-#include <unistd.h>
 
 #include "dispatch.hpp"
 #include "guard.hpp"
 
 namespace cowsnap_preload {
 namespace {
-
-constexpr int readable_and_writable = PROT_READ | PROT_WRITE;
 
 /* Above what programs choose themselves, and low, as fork(2) copies the table up to there. */
 constexpr int lowest_descriptor = 200;
@@ -91,45 +85,6 @@ long map_region(range wanted, bool fixed, int protection, int fd, long offset) n
 
 	return result < 0 ? result : mapped;
 }
-
-bool is_in(range all, const void *pointer) noexcept
-{
-	const auto where = reinterpret_cast<address>(pointer);
-
-	return all.start <= where && where < all.end;
-}
-
-/*
- * What the kernel writes for rseq(2) lies in a thread's descriptor, which lies on the thread's stack,
- * which a program may have put into the heap. There is none of it while there is one of these: a child
- * could not take it.
- */
-class restartable_sequences {
-public:
-	explicit restartable_sequences(range all) noexcept
-		: area_(static_cast<char *>(__builtin_thread_pointer()) + __rseq_offset),
-		  paused_(__rseq_size > 0 && is_in(all, area_) && call(RSEQ_FLAG_UNREGISTER))
-	{
-	}
-	~restartable_sequences()
-	{
-		if (paused_)
-			call(0);
-	}
-	restartable_sequences(const restartable_sequences &) = delete;
-	restartable_sequences &operator=(const restartable_sequences &) = delete;
-
-private:
-	/* What the C library registered: it tells the size that it uses, and gave the kernel all. */
-	bool call(int flags) const noexcept
-	{
-		return system_call(SYS_rseq, area_, std::max<std::size_t>(__rseq_size, 32), flags,
-				   RSEQ_SIG) == 0;
-	}
-
-	char *area_;
-	bool paused_;
-};
 
 } // namespace
 
@@ -412,140 +367,6 @@ long heap::protect(range wanted, int protection) noexcept
 	return result;
 }
 
-/* What the region has there, but no holes. */
-long heap::copy(range from, address to) const noexcept
-{
-	const address shift = to - from.start;
-	long at = offset_of(from.start);
-	const long end = offset_of(from.end);
-
-	while (at < end) {
-		at = system_call(SYS_lseek, fd_, at, SEEK_DATA);
-		if (at == -ENXIO)
-			return 0;
-		if (at < 0)
-			return at;
-
-		const long hole = std::min(end, system_call(SYS_lseek, fd_, at, SEEK_HOLE));
-
-		while (at < hole) {
-			const long done = patient_call(
-				SYS_pread64, fd_, all_.start + static_cast<address>(at) + shift,
-				hole - at, at);
-
-			if (done <= 0)
-				return done < 0 ? done : -EFAULT;
-			at += done;
-		}
-	}
-	return 0;
-}
-
-long heap::hand_over(range wanted) noexcept
-{
-	const guard hold;
-
-	if (!has(wanted) || !layout_.all_of(wanted, [](const part &kind) {
-		    return kind == part{use::taken, readable_and_writable};
-	    }))
-		return -EINVAL;
-
-	const long made = system_call(SYS_mmap, nullptr, wanted.size(), readable_and_writable,
-				      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	if (is_error(made))
-		return made;
-
-	const kernel_call call = {SYS_mremap,
-				  {made, static_cast<long>(wanted.size()),
-				   static_cast<long>(wanted.size()), MREMAP_MAYMOVE | MREMAP_FIXED,
-				   static_cast<long>(wanted.start), 0}};
-	long result = copy(wanted, static_cast<address>(made));
-
-	if (result == 0)
-		result = map_over_locked(wanted, true, call);
-	if (is_error(result))
-		system_call(SYS_munmap, made, wanted.size());
-	return result;
-}
-
-/* To where there is room, or to @target, in place of what is there. */
-long heap::move(range old, int protection, std::size_t size, bool fixed, address target) noexcept
-{
-	const range wanted = {target, target + size};
-	long moved = 0;
-
-	if (!fixed)
-		moved = find(0, size, readable_and_writable);
-	else if (all_.has(wanted))
-		moved = place_locked(wanted, readable_and_writable, true);
-	else if (touches(wanted))
-		return -EINVAL;
-	if (moved == 0 || (!fixed && moved == -ENOMEM))
-		moved = system_call(SYS_mmap, target, size, readable_and_writable,
-				    MAP_PRIVATE | MAP_ANONYMOUS | (fixed ? MAP_FIXED : 0), -1, 0);
-	if (is_error(moved))
-		return moved;
-
-	const auto start = static_cast<address>(moved);
-	const range made = {start, start + size};
-	long result = copy({old.start, std::min(old.end, old.start + size)}, start);
-
-	if (result == 0 && protection != readable_and_writable) {
-		result = system_call(SYS_mprotect, start, size, protection);
-		if (result == 0 && touches(made) && can_change())
-			layout_.assign(made, {use::taken, protection});
-	}
-	if (result == 0)
-		result = release_locked(old);
-	else
-		release_locked(made);
-	return result < 0 ? result : moved;
-}
-
-/* Of one mapping that is the heap's, where it is if that can be. */
-long heap::resize_taken(range old, int protection, std::size_t size, bool may_move) noexcept
-{
-	const range tail = {old.start + size, old.end};
-	const range growth = {old.end, old.start + size};
-	long result = 0;
-
-	if (!tail.empty())
-		result = release_locked(tail);
-	else if (!growth.empty() && all_.has(growth) && layout_.is_free(growth))
-		result = take(growth, protection);
-	else if (!growth.empty())
-		return may_move ? move(old, protection, size, false, 0) : -ENOMEM;
-	return is_error(result) ? result : static_cast<long>(old.start);
-}
-
-long heap::resize(range old, std::size_t size, int flags, address target) noexcept
-{
-	const guard hold;
-	const bool fixed = flags & MREMAP_FIXED;
-	const range wanted = {target, target + size};
-	const part kind = touches(old) ? layout_.at(old.common(all_).start).second
-				       : part{use::foreign};
-	const auto is_alike = [&](const part &other) { return other == kind; };
-
-	/* More than one mapping, or none. */
-	if (kind.is_free() || !layout_.all_of(old, is_alike) || (touches(old) && !all_.has(old)))
-		return -EFAULT;
-	if (kind.used == use::foreign) {
-		const kernel_call call = {SYS_mremap,
-					  {static_cast<long>(old.start),
-					   static_cast<long>(old.size()), static_cast<long>(size),
-					   flags, static_cast<long>(target), 0}};
-
-		return fixed && touches(wanted) ? map_over_locked(wanted, true, call) : call.make();
-	}
-	if (flags & MREMAP_DONTUNMAP || (fixed && !wanted.common(old).empty()))
-		return -EINVAL;
-	if (fixed)
-		return move(old, kind.protection, size, true, target);
-	return resize_taken(old, kind.protection, size, flags & MREMAP_MAYMOVE);
-}
-
 long heap::prepare(std::uint64_t budget) const noexcept
 {
 	cowsnap_prepare arg = {};
@@ -556,108 +377,6 @@ long heap::prepare(std::uint64_t budget) const noexcept
 	const long result = system_call(SYS_ioctl, fd_, COWSNAP_IOC_PREPARE, &arg);
 
 	return result < 0 ? result : static_cast<long>(arg.left);
-}
-
-struct heap::forking {
-	kernel_call call;
-	bool shares_descriptors;
-};
-
-long heap::fork_region() const noexcept
-{
-	cowsnap_fork arg = {};
-
-	arg.size = sizeof(arg);
-
-	const long result = patient_call(SYS_ioctl, fd_, COWSNAP_IOC_FORK, &arg);
-
-	return result < 0 ? result : arg.fd;
-}
-
-/* Maps all of the child's region in place of the hole that it has there. */
-long heap::map_all() noexcept
-{
-	long result = 0;
-	range run = {all_.start, all_.start};
-	const auto map_run = [&] {
-		if (!run.empty() && !is_error(result))
-			result = map(run, readable_and_writable);
-	};
-
-	layout_.visit(all_, [&](range some, const part &kind) {
-		if (kind.used != use::foreign) {
-			run.end = some.end;
-			return;
-		}
-		map_run();
-		run = {some.end, some.end};
-	});
-	map_run();
-	layout_.visit(all_, [&](range some, const part &kind) {
-		const int protection = kind.used == use::closed	 ? PROT_NONE
-				       : kind.used == use::taken ? kind.protection
-								 : readable_and_writable;
-
-		if (protection != readable_and_writable && !is_error(result))
-			result = system_call(SYS_mprotect, some.start, some.size(), protection);
-	});
-	return is_error(result) ? result : 0;
-}
-
-void heap::adopt(int fd, bool shares_descriptors) noexcept
-{
-	if (shares_descriptors) {
-		fd_ = fd;
-	} else if (system_call(SYS_dup3, fd, fd_, O_CLOEXEC) >= 0) {
-		system_call(SYS_close, fd);
-	} else {
-		/* The limit was lowered below the number; that of the parent's region must not stay. */
-		system_call(SYS_close, fd_);
-		fd_ = fd;
-	}
-	pid_ = system_call(SYS_getpid);
-	/* Without its memory it can do nothing, not even say so. */
-	if (map_all() < 0)
-		system_call(SYS_kill, system_call(SYS_getpid), SIGKILL);
-}
-
-/* What a child needs of this before it has its memory must not be in its parent's. */
-long heap::fork_locked(forking how) noexcept
-{
-	const long fd = fork_region();
-
-	if (fd < 0)
-		return fd;
-
-	const long pid = how.call.make();
-
-	if (pid == 0)
-		adopt(static_cast<int>(fd), how.shares_descriptors);
-	else if (pid < 0 || !how.shares_descriptors)
-		system_call(SYS_close, fd);
-	return pid;
-}
-
-long heap::fork(const kernel_call &call, bool shares_descriptors) noexcept
-{
-	/* Of the process's own memory, so that the child has a copy. */
-	alignas(64) static std::byte stack[16 << 10];
-	const guard hold;
-	const restartable_sequences pause(all_);
-	forking how = {call, shares_descriptors};
-
-	/*
-	 * A child on a stack in the heap would have none until it has mapped its own. It returns there
-	 * to what the stack was when the region was forked, which is what it is now.
-	 */
-	if (!is_in(all_, __builtin_frame_address(0)))
-		return fork_locked(how);
-	return cowsnap_preload_on_stack(
-		[](void *self, void *copied) {
-			return static_cast<heap *>(self)->fork_locked(
-				*static_cast<const forking *>(copied));
-		},
-		this, &how, stack + sizeof(stack));
 }
 
 } // namespace cowsnap_preload

@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <sys/mman.h>
+
 #include "layout.hpp"
 #include "node_pool.hpp"
 #include "system.hpp"
@@ -72,6 +74,8 @@ public:
 
 private:
 	struct forking;
+
+	static constexpr int readable_and_writable = PROT_READ | PROT_WRITE;
 
 	heap(range all, int fd) noexcept : all_(all), fd_(fd), layout_(all, &pool_) {}
 

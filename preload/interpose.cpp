@@ -70,6 +70,26 @@ bool is_for_heap(int protection, int flags)
 	       !(protection & ~(PROT_READ | PROT_WRITE));
 }
 
+/* What @call maps at these addresses, in the heap where it can be. */
+long map_there(const kernel_call &call, range wanted, bool takes, int protection, bool replace)
+{
+	heap *const memory = heap_of(wanted);
+
+	if (!memory)
+		return call.make();
+	if (!takes || !memory->has(wanted))
+		return memory->map_over(wanted, replace, call);
+	return memory->place(wanted, protection, replace);
+}
+
+long map_anywhere(const kernel_call &call, address hint, std::size_t size, int protection)
+{
+	heap *const memory = size >= heap::smallest ? heap::get() : nullptr;
+	const long result = memory ? memory->allocate(hint, size, protection) : -ENOMEM;
+
+	return result == -ENOMEM ? call.make() : result;
+}
+
 long map(void *start, std::size_t size, int protection, int flags, int fd, off_t offset)
 {
 	const kernel_call call = {SYS_mmap,
@@ -77,30 +97,19 @@ long map(void *start, std::size_t size, int protection, int flags, int fd, off_t
 				   fd, offset}};
 	const range wanted = range_of(start, size);
 	/* The kernel refuses other offsets, though there is no file. */
-	const bool takes = is_for_heap(protection, flags) && offset % static_cast<off_t>(page_size) == 0;
-	long result = -ENOMEM;
+	const bool takes = is_for_heap(protection, flags) && to_pages(size) >= size &&
+			   offset % static_cast<off_t>(page_size) == 0;
+	const bool replace = !(flags & MAP_FIXED_NOREPLACE);
+	long result;
 
-	if (flags & fixed_flags) {
-		heap *const memory = heap_of(wanted);
-		const bool replace = !(flags & MAP_FIXED_NOREPLACE);
-
-		if (!memory)
-			return call.make();
-		if (!takes || !memory->has(wanted))
-			return memory->map_over(wanted, replace, call);
-		result = memory->place(wanted, protection, replace);
-	} else if (takes && size >= heap::smallest) {
-		heap *const memory = heap::get();
-
-		if (memory && to_pages(size) >= size)
-			result = memory->allocate(wanted.start, to_pages(size), protection);
-		if (result == -ENOMEM)
-			return call.make();
-	} else {
+	if (flags & fixed_flags)
+		result = map_there(call, wanted, takes, protection, replace);
+	else if (takes)
+		result = map_anywhere(call, wanted.start, to_pages(size), protection);
+	else
 		return call.make();
-	}
 	/* As the kernel does, which does not tell whether it could. */
-	if (!is_error(result) && flags & MAP_POPULATE)
+	if (!is_error(result) && takes && flags & MAP_POPULATE)
 		system_call(SYS_madvise, result, size,
 			    protection & PROT_WRITE ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
 	return result;
