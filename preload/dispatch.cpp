@@ -71,10 +71,12 @@ void take_action() noexcept
 	const kernel_sigaction action = {reinterpret_cast<std::uintptr_t>(on_sigsys),
 					 SA_SIGINFO | sa_restorer, cowsnap_preload_sigreturn, 0};
 	const guard hold;
+	kernel_sigaction before;
 
+	/* Each time: a child that shares all memory may have armed a thread in a table of its own. */
+	system_call(SYS_rt_sigaction, SIGSYS, &action, &before, sizeof(signal_set));
 	if (armed_threads++ == 0)
-		system_call(SYS_rt_sigaction, SIGSYS, &action, &programs_action,
-			    sizeof(signal_set));
+		programs_action = before;
 }
 
 void give_back_action() noexcept
@@ -251,6 +253,7 @@ bool can_dispatch() noexcept
 
 void arm() noexcept
 {
+	heap::leave_if_inherited();
 	if (!heap::existing() || current.armed)
 		return;
 	system_call(SYS_rt_sigprocmask, SIG_SETMASK, &all_but_sigsys, &current.mask,

@@ -18,8 +18,8 @@
 namespace cowsnap_preload {
 namespace {
 
-/* Above what programs choose themselves, and low, as fork(2) copies the table up to there. */
-constexpr int lowest_descriptor = 200;
+/* Above what programs and scripts choose, and low, as fork(2) copies the table up to there. */
+constexpr int lowest_descriptor = 233;
 
 constexpr address page_size = 4096;
 
@@ -30,6 +30,7 @@ std::atomic<heap *> the_heap = nullptr;
 /* Then it is there, or never will be, and nobody takes the lock to learn that: others may fork meanwhile. */
 std::atomic<bool> was_tried = false;
 alignas(heap) std::byte storage[sizeof(heap)];
+constinit node_pool pool;
 
 /* What the machine can hold, with as much again for what is free in between. */
 std::size_t choose_length() noexcept
@@ -111,7 +112,7 @@ heap *heap::make() noexcept
 {
 	const std::size_t length = choose_length();
 
-	if (!length || !can_dispatch())
+	if (!length || !can_dispatch() || !pool.reserve(layout::nodes_per_change))
 		return nullptr;
 
 	const long fd = create_region(length);
@@ -129,7 +130,8 @@ heap *heap::make() noexcept
 
 	const auto first = static_cast<address>(start);
 
-	return new (storage) heap({first, first + length}, move_away(static_cast<int>(fd)));
+	return new (storage)
+		heap({first, first + length}, move_away(static_cast<int>(fd)), pool);
 }
 
 void heap::leave_if_inherited() noexcept
@@ -267,7 +269,7 @@ long heap::map_over_locked(range wanted, bool replace, const kernel_call &call) 
 
 	if (is_error(result))
 		return result;
-	/* Nobody sees what is there any more; to keep it would be a waste, and no harm. */
+	/* Nobody sees what is there any more; to keep it until it is released is a waste, and no harm. */
 	punch(inside);
 	layout_.assign(inside, {use::foreign});
 	return result;
@@ -285,12 +287,13 @@ long heap::release_locked(range wanted) noexcept
 	const range inside = wanted.common(all_);
 	long result = 0;
 
-	if (wanted.start < inside.start)
-		result = system_call(SYS_munmap, wanted.start, inside.start - wanted.start);
-	if (inside.end < wanted.end && result == 0)
+	/* What is too high for the kernel fails before anything is changed. */
+	if (inside.end < wanted.end)
 		result = system_call(SYS_munmap, inside.end, wanted.end - inside.end);
+	if (wanted.start < inside.start && result == 0)
+		result = system_call(SYS_munmap, wanted.start, inside.start - wanted.start);
 	layout_.visit(inside, [&](range some, const part &kind) {
-		if (result == 0 && kind.used == use::taken)
+		if (result == 0 && !kind.is_free())
 			result = punch(some);
 		if (result == 0 && !kind.is_free())
 			result = close(some);

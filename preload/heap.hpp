@@ -53,8 +53,8 @@ public:
 	/* Has @call map something else at these addresses. */
 	long map_over(range wanted, bool replace, const kernel_call &call) noexcept;
 
-	/* Has the kernel's own memory there, with what is there now. */
-	long hand_over(range wanted) noexcept;
+	/* Has the kernel's own memory where there is some to read and write, with what is there now. */
+	void hand_over(range wanted) noexcept;
 
 	long release(range wanted) noexcept;
 	long advise(range wanted, int advice) noexcept;
@@ -77,7 +77,10 @@ private:
 
 	static constexpr int readable_and_writable = PROT_READ | PROT_WRITE;
 
-	heap(range all, int fd) noexcept : all_(all), fd_(fd), layout_(all, &pool_) {}
+	heap(range all, int fd, node_pool &pool) noexcept
+		: all_(all), fd_(fd), pool_(pool), layout_(all, &pool)
+	{
+	}
 
 	static heap *make() noexcept;
 
@@ -99,6 +102,7 @@ private:
 	long copy(range from, address to) const noexcept;
 	long move(range old, int protection, std::size_t size, bool fixed,
 		  address target) noexcept;
+	long hand_over_one(range wanted) noexcept;
 	long resize_taken(range old, int protection, std::size_t size, bool may_move) noexcept;
 	long fork_locked(forking how) noexcept;
 	long fork_region() const noexcept;
@@ -110,7 +114,7 @@ private:
 	int fd_;
 	/* The process that it is mapped in. */
 	long pid_ = system_call(SYS_getpid);
-	node_pool pool_;
+	node_pool &pool_;
 	layout layout_;
 };
 

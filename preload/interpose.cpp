@@ -41,9 +41,11 @@ range range_of(const void *start, std::size_t size)
 	return {first, first + whole};
 }
 
-/* The heap, if any of that is in it. */
+/* The heap, if any of that is in it; not that of a parent, in a child that was forked without it. */
 heap *heap_of(const range &wanted)
 {
+	heap::leave_if_inherited();
+
 	heap *const memory = heap::existing();
 
 	return memory && !wanted.empty() && memory->touches(wanted) ? memory : nullptr;
@@ -84,6 +86,8 @@ long map_there(const kernel_call &call, range wanted, bool takes, int protection
 
 long map_anywhere(const kernel_call &call, address hint, std::size_t size, int protection)
 {
+	heap::leave_if_inherited();
+
 	heap *const memory = size >= heap::smallest ? heap::get() : nullptr;
 	const long result = memory ? memory->allocate(hint, size, protection) : -ENOMEM;
 
@@ -228,7 +232,7 @@ void *mremap(void *start, std::size_t old_size, std::size_t new_size, int flags,
 	if (!memory && flags & MREMAP_FIXED)
 		memory = heap_of(wanted);
 	/* What is wrong in itself the kernel knows best. */
-	if (!memory || old.empty() || !to_pages(new_size) || flags & ~known ||
+	if (!memory || old.empty() || range_of(start, new_size).empty() || flags & ~known ||
 	    (flags & MREMAP_FIXED && (wanted.empty() || !(flags & MREMAP_MAYMOVE))))
 		return to_pointer(
 			system_call(SYS_mremap, start, old_size, new_size, flags, target));
@@ -264,14 +268,15 @@ int dup3(int from, int to, int flags) noexcept
 
 /*
  * On a stack lies what a thread waits on for the end of another, and the kernel wakes it up as what
- * processes share, which it cannot in a region: there the memory becomes the kernel's own.
+ * processes share, which it cannot in a region: there the memory becomes the kernel's own. That lies at
+ * the end, so the page in which the stack ends goes along.
  */
 int pthread_attr_setstack(pthread_attr_t *attributes, void *stack, std::size_t size) noexcept
 {
 	using function = int(pthread_attr_t *, void *, std::size_t);
 	const int result = next<function>("pthread_attr_setstack")(attributes, stack, size);
 	const auto start = reinterpret_cast<address>(stack);
-	const range whole = {to_pages(start), (start + size) / page_size * page_size};
+	const range whole = {to_pages(start), to_pages(start + size)};
 
 	if (result == 0)
 		if (heap *const memory = heap_of(whole))
@@ -279,20 +284,25 @@ int pthread_attr_setstack(pthread_attr_t *attributes, void *stack, std::size_t s
 	return result;
 }
 
-/* fork() without handlers. */
+/* fork() without handlers. What has to be looked up is before a system call is a signal. */
 pid_t _Fork() noexcept
 {
+	auto *const fork_process = next<pid_t()>("_Fork");
+
 	arm();
 
-	const pid_t pid = next<pid_t()>("_Fork")();
+	const pid_t pid = fork_process();
 
-	disarm();
+	if (pid == 0)
+		start_child();
+	else
+		disarm();
 	return pid;
 }
 
-int clone(int (*function)(void *), void *stack, int flags, void *argument,
-			 ...) noexcept
+int clone(int (*function)(void *), void *stack, int flags, void *argument, ...) noexcept
 {
+	auto *const make = next<int(int (*)(void *), void *, int, void *, ...)>("clone");
 	va_list rest;
 
 	va_start(rest, argument);
@@ -305,8 +315,7 @@ int clone(int (*function)(void *), void *stack, int flags, void *argument,
 	if (!(flags & CLONE_VM))
 		arm();
 
-	const int pid = next<int(int (*)(void *), void *, int, void *, ...)>("clone")(
-		function, stack, flags, argument, parent_tid, tls, child_tid);
+	const int pid = make(function, stack, flags, argument, parent_tid, tls, child_tid);
 
 	disarm();
 	return pid;

@@ -63,11 +63,11 @@ public:
 	/* The most nodes that one call of assign() allocates. */
 	static constexpr std::size_t nodes_per_change = 6;
 
+	/* The pool has as many to spare. */
 	layout(range all, node_pool *pool)
 		: all_(all), parts_(part_map::allocator_type(pool)),
 		  free_(free_set::allocator_type(pool))
 	{
-		pool->reserve(nodes_per_change);
 		insert(all.start, all.end, part());
 	}
 

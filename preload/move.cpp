@@ -39,15 +39,8 @@ long heap::copy(range from, address to) const noexcept
 	return 0;
 }
 
-long heap::hand_over(range wanted) noexcept
+long heap::hand_over_one(range wanted) noexcept
 {
-	const guard hold;
-
-	if (!has(wanted) || !layout_.all_of(wanted, [](const part &kind) {
-		    return kind == part{use::taken, readable_and_writable};
-	    }))
-		return -EINVAL;
-
 	const long made = system_call(SYS_mmap, nullptr, wanted.size(), readable_and_writable,
 				      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
@@ -65,6 +58,16 @@ long heap::hand_over(range wanted) noexcept
 	if (is_error(result))
 		system_call(SYS_munmap, made, wanted.size());
 	return result;
+}
+
+void heap::hand_over(range wanted) noexcept
+{
+	const guard hold;
+
+	layout_.visit(wanted, [&](range some, const part &kind) {
+		if (kind == part{use::taken, readable_and_writable})
+			hand_over_one(some);
+	});
 }
 
 /* To where there is room, or to @target, in place of what is there. */

@@ -368,6 +368,9 @@ TEST_F(remapping, with_what_is_wrong_fails_as_the_kernels)
 	EXPECT_EQ(error_of(::mremap(map.data() + 1, MiB, MiB, 0)), EINVAL);
 	EXPECT_EQ(error_of(::mremap(map.data(), MiB, 0, 0)), EINVAL);
 	EXPECT_EQ(error_of(::mremap(map.data(), MiB, MiB, 0x100)), EINVAL);
+	/* Sizes with which addresses begin anew. */
+	EXPECT_NE(error_of(::mremap(map.data(), MiB, ~std::size_t(0) - 0xffff, MREMAP_MAYMOVE)), 0);
+	EXPECT_NE(error_of(::mremap(map.data(), MiB, ~std::size_t(0), MREMAP_MAYMOVE)), 0);
 	EXPECT_EQ(error_of(::mremap(map.data(), MiB, MiB, MREMAP_FIXED, map.data() + 8 * MiB)), EINVAL);
 	EXPECT_EQ(error_of(::mremap(map.data(), MiB, MiB, MREMAP_MAYMOVE | MREMAP_FIXED, map.data() + 8 * MiB + 1)),
 		  EINVAL);

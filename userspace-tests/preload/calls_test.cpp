@@ -2,6 +2,7 @@
 /* All the other ways to make a process. */
 #include <array>
 #include <cstdio>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -227,6 +228,35 @@ TEST_F(served_calls, that_nobody_sees_leave_a_hole)
 		EXPECT_TRUE(shows(map, 1));
 	}
 	expect_child([&] { require(shows(map, 1), "and fork goes on"); });
+}
+
+/* Nor does it reach the parent's by calls. */
+TEST_F(served_calls, that_nobody_sees_do_not_change_the_parent)
+{
+	const mapping map = memory(MiB);
+	const auto call_kernel = [&](int which) {
+		constexpr int both = PROT_READ | PROT_WRITE, anew = MAP_PRIVATE | MAP_ANONYMOUS;
+
+		switch (which) {
+		case 0: ::munmap(map.data(), MiB); break;
+		case 1: ::madvise(map.data(), MiB, MADV_DONTNEED); break;
+		case 2: ::mmap(map.data(), MiB, both, anew | MAP_FIXED, -1, 0); break;
+		default: ::munmap(map.data(), MiB); anonymous(MiB).store(0, 5);
+		}
+		std::memset(map.data(), 7, which == 2 ? MiB : 0);
+	};
+
+	paint(map, 1);
+	for (int which = 0; which < 4; which++) {
+		const pid_t pid = static_cast<pid_t>(::syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0));
+
+		if (pid == 0) {
+			call_kernel(which);
+			::_exit(0);
+		}
+		EXPECT_EQ(exit_status(status_of(pid)), 0) << which;
+		EXPECT_TRUE(shows(map, 1)) << which;
+	}
 }
 
 const role right_role("right", [] {

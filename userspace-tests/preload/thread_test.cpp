@@ -4,6 +4,7 @@
 #include <atomic>
 #include <csignal>
 #include <mutex>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -654,19 +655,37 @@ struct thread_on_memory {
 	}
 };
 
-TEST_F(stacks, of_threads_may_lie_in_the_memory)
+/* A thread on that stack, which is waited for. */
+void run_on(std::span<std::byte> stack)
 {
-	const mapping stack = memory(MiB);
 	pthread_attr_t attributes;
-	std::array<pthread_t, 1> ids = {};
+	pthread_t id = {};
 	void *failed = nullptr;
 
 	require(::pthread_attr_init(&attributes) == 0, "pthread_attr_init");
 	require(::pthread_attr_setstack(&attributes, stack.data(), stack.size()) == 0, "pthread_attr_setstack");
-	require(::pthread_create(ids.data(), &attributes, thread_on_memory::run, nullptr) == 0, "pthread_create");
-	require(::pthread_join(ids[0], &failed) == 0, "pthread_join");
+	require(::pthread_create(&id, &attributes, thread_on_memory::run, nullptr) == 0, "pthread_create");
+	require(::pthread_join(id, &failed) == 0, "pthread_join");
 	::pthread_attr_destroy(&attributes);
 	EXPECT_EQ(failed, nullptr);
+}
+
+TEST_F(stacks, of_threads_may_lie_in_the_memory)
+{
+	run_on(memory(MiB).bytes());
+}
+
+TEST_F(stacks, of_threads_may_end_between_pages)
+{
+	run_on(memory(MiB).bytes().subspan(64, MiB - 4096 + 1856 - 64));
+}
+
+TEST_F(stacks, of_threads_may_have_a_guard_page)
+{
+	const mapping stack = memory(MiB);
+
+	check(::mprotect(stack.data(), page_size, PROT_NONE), "mprotect");
+	run_on(stack.bytes());
 }
 
 TEST_F(stacks, of_signals_may_lie_in_the_memory)
