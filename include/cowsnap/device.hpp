@@ -71,8 +71,7 @@ public:
 	}
 	[[nodiscard]] static device open(const char *path = device_path)
 	{
-		constexpr const char *what =
-			"cowsnap: cannot open the device; the command `cowsnap doctor` says why";
+		constexpr const char *what = "cowsnap: open: see `cowsnap doctor`";
 
 		return detail::or_throw(what, [&](std::error_code &error) {
 			return open(path, error);
