@@ -146,6 +146,9 @@ public:
 		case SYS_clone3:
 			std::memcpy(&all_, reinterpret_cast<const void *>(call.arguments[0]),
 				    size());
+			break;
+		default:
+			break;
 		}
 	}
 

@@ -99,9 +99,9 @@ inline bool served(const volatile void *pointer, std::size_t size)
 	const std::uintptr_t end = next + size;
 
 	for (const mapped_range &range : mapped_ranges())
-		if (range.holds(next) && range.is_region() && (next = range.end) >= end)
-			return true;
-	return false;
+		if (range.holds(next) && range.is_region())
+			next = range.end;
+	return next >= end;
 }
 
 /* Private memory, which has to be the region's where there is one. */
