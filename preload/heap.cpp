@@ -21,8 +21,6 @@ namespace {
 /* Above what programs and scripts choose, and low, as fork(2) copies the table up to there. */
 constexpr int lowest_descriptor = 233;
 
-constexpr address page_size = 4096;
-
 /* VMAs of regions are not merged by the kernel; closed parts are, within blocks of this size. */
 constexpr address block = 64 << 20;
 

@@ -18,8 +18,6 @@ using namespace cowsnap_preload;
 
 namespace {
 
-constexpr std::size_t page_size = 4096;
-
 std::size_t to_pages(std::size_t size)
 {
 	return (size + page_size - 1) & ~(page_size - 1);
@@ -173,13 +171,13 @@ int __register_atfork(void (*prepare)(), void (*parent)(), void (*child)(),
 }
 
 void *mmap(void *start, std::size_t size, int protection, int flags, int fd,
-			  off_t offset) noexcept
+	     off_t offset) noexcept
 {
 	return to_pointer(map(start, size, protection, flags, fd, offset));
 }
 
 void *mmap64(void *start, std::size_t size, int protection, int flags, int fd,
-			    off_t offset) noexcept
+	     off_t offset) noexcept
 {
 	return to_pointer(map(start, size, protection, flags, fd, offset));
 }
@@ -213,8 +211,7 @@ int mprotect(void *start, std::size_t size, int protection) noexcept
 				: system_call(SYS_mprotect, start, size, protection)));
 }
 
-void *mremap(void *start, std::size_t old_size, std::size_t new_size, int flags,
-			    ...) noexcept
+void *mremap(void *start, std::size_t old_size, std::size_t new_size, int flags, ...) noexcept
 {
 	va_list rest;
 

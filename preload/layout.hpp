@@ -20,6 +20,9 @@ namespace cowsnap_preload {
 
 using address = std::uintptr_t;
 
+/* x86-64's. */
+inline constexpr std::size_t page_size = 4096;
+
 struct range {
 	address start = 0;
 	address end = 0;

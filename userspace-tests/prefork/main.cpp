@@ -14,7 +14,6 @@
 #include <functional>
 #include <iostream>
 #include <numeric>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -25,6 +24,7 @@
 #include "python.hpp"
 #include "region.hpp"
 #include "demo/results.hpp"
+#include "demo/setting.hpp"
 #include "table.hpp"
 #include "unique_fd.hpp"
 
@@ -43,15 +43,6 @@ const std::vector<flavour> flavours = {
 /* For what warm.py asks of it. */
 constexpr std::uint64_t fewest_items = 501;
 constexpr double mebibyte = 1 << 20;
-
-std::string setting(const char *name)
-{
-	const char *const value = std::getenv(name);
-
-	if (!value)
-		throw std::runtime_error(std::string(name) + " is not set");
-	return value;
-}
 
 struct run {
 	served open;
@@ -192,10 +183,11 @@ void do_not_preempt()
 
 int run_all()
 {
-	const std::string what = setting("PREFORK_DO");
-	const size size = {std::stoull(setting("PREFORK_ITEMS")), std::stoull(setting("PREFORK_WORKERS"))};
-	const std::uint64_t heap = std::stoull(setting("PREFORK_HEAP"));
-	const double times = std::stod(setting("PREFORK_TIMES"));
+	const std::string what = cowsnap_demo::setting("PREFORK_DO");
+	const size size = {std::stoull(cowsnap_demo::setting("PREFORK_ITEMS")),
+			   std::stoull(cowsnap_demo::setting("PREFORK_WORKERS"))};
+	const std::uint64_t heap = std::stoull(cowsnap_demo::setting("PREFORK_HEAP"));
+	const double times = std::stod(cowsnap_demo::setting("PREFORK_TIMES"));
 	const bool counts = what == "figures";
 	std::vector<run> runs;
 	cowsnap_demo::results results;

@@ -20,8 +20,6 @@ using namespace cowsnap_test;
 
 namespace {
 
-constexpr std::size_t MiB = 1 << 20;
-
 class calls : public suite {};
 class served_calls : public suite {};
 

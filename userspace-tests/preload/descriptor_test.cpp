@@ -17,8 +17,6 @@ using namespace cowsnap_test;
 
 namespace {
 
-constexpr std::size_t MiB = 1 << 20;
-
 class descriptors : public suite {};
 class served_descriptors : public suite {};
 

@@ -16,8 +16,6 @@ using namespace cowsnap_test;
 
 namespace {
 
-constexpr std::size_t MiB = 1 << 20;
-
 class failing : public suite {};
 class served_failing : public suite {};
 

@@ -16,7 +16,6 @@ using namespace cowsnap_test;
 
 namespace {
 
-constexpr std::size_t MiB = 1 << 20;
 constexpr int both = PROT_READ | PROT_WRITE;
 
 class forking : public suite {};

@@ -15,8 +15,6 @@ using namespace cowsnap_test;
 
 namespace {
 
-constexpr std::size_t MiB = 1 << 20;
-
 class served_preparing : public suite {};
 
 /* Bytes of the region that a fork would have to see to, but for one page that this sees to itself. */

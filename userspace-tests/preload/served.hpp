@@ -16,6 +16,8 @@
 
 namespace cowsnap_test {
 
+inline constexpr std::size_t MiB = 1 << 20;
+
 /*
  * What the program was started as: with the library, with jemalloc behind it, or without
  * either, where the cases have to hold of the kernel's own memory.

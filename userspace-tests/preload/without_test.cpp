@@ -18,8 +18,6 @@ using namespace cowsnap_test;
 
 namespace {
 
-constexpr std::size_t MiB = 1 << 20;
-
 class served_control : public suite {};
 class served_device : public suite {};
 

@@ -21,20 +21,12 @@
 #include "checks.hpp"
 #include "figures.hpp"
 #include "demo/results.hpp"
+#include "demo/setting.hpp"
 #include "unique_fd.hpp"
 
 namespace {
 
 using namespace cowsnap_redis;
-
-std::string setting(const char *name)
-{
-	const char *const value = std::getenv(name);
-
-	if (!value)
-		throw std::runtime_error(std::string(name) + " is not set");
-	return value;
-}
 
 /* A replica speaks to its server over TCP. */
 void bring_loopback_up()
@@ -62,9 +54,11 @@ void widen_sockets()
 
 int run()
 {
-	const std::string what = setting("REDIS_DO");
-	const sizes size = {std::stoull(setting("REDIS_KEYS")), std::stoull(setting("REDIS_REQUESTS")),
-			    std::stoull(setting("REDIS_RATE")), setting("REDIS_WHOLE") == "1"};
+	const std::string what = cowsnap_demo::setting("REDIS_DO");
+	const sizes size = {std::stoull(cowsnap_demo::setting("REDIS_KEYS")),
+			    std::stoull(cowsnap_demo::setting("REDIS_REQUESTS")),
+			    std::stoull(cowsnap_demo::setting("REDIS_RATE")),
+			    cowsnap_demo::setting("REDIS_WHOLE") == "1"};
 	cowsnap_demo::results results;
 
 	bring_loopback_up();
